@@ -1,0 +1,55 @@
+"""The compiled kernels: plain functions over dense CPU tensors, used by `cid.backends.native` alone.
+
+Float tensors of one call share one type, float32 or float64, and are contiguous; labels are int64. Everything is
+checked before anything is written. Outputs are written in place and never overlap an input or each other.
+A `loss` of shape () receives `scale` times the sum of the rows' losses, one of shape (B,) receives `scale` times
+each; `grad` receives `scale` times the derivative of each row's loss and is skipped where it is None.
+"""
+
+from torch import Tensor
+
+def build_info() -> dict[str, str]:
+    """`version`, `profile` ("release" or "debug") and `simd` (the tier in use) of this build."""
+
+def use_torch_threads(parallel_for: int, get_num_threads: int) -> None:
+    """Run on PyTorch's thread pool: the addresses of `torch_parallel_for` and `torch_get_num_threads`."""
+
+def run_serially() -> None:
+    """Stay in the calling thread from now on: a forked child has no thread pool that works."""
+
+def kd(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, scale: float, loss: Tensor, grad: Tensor | None
+) -> None:
+    """`T^2 KL(softmax(q_i/T) || softmax(s_i/T))` of each row, and its derivative in `s`."""
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, ignore_index: int, scale: float, loss: Tensor, grad: Tensor | None
+) -> None:
+    """`-log softmax(z_i)[y_i]` of each row, 0 for an ignored one, and its derivative in `z`."""
+
+def sample(
+    student_features: Tensor, teacher_features: Tensor, scale: float, loss: Tensor, grad: Tensor | None
+) -> None:
+    """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
+
+def class_(
+    student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int, loss: Tensor,
+    grad: Tensor | None,
+) -> None:
+    """The mean over classes of `||Gt_k - Gs_k||_F^2 / n_k^2` into `loss` (shape ()), and its derivative in `s`."""
+
+def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
+    """`softmax(s_i / T)` of each row."""
+
+def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: float, grad: Tensor) -> None:
+    """`P (g - sum_k P_k g_k) / T` of each row: the derivative through `softmax`."""
+
+def context_weights(
+    teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor
+) -> None:
+    """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
+
+def accumulate_context(
+    features: Tensor, weights: Tensor, target: Tensor, ignore_index: int, numerator: Tensor, denominator: Tensor
+) -> None:
+    """Adds `w_i f_i` to row `y_i` of `numerator` (C, D) and `w_i` to element `y_i` of `denominator` (C,)."""
