@@ -1,0 +1,132 @@
+"""What the public functions accept. Each check names the argument, what came and what is accepted."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, *HALVES)
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """A strided tensor of any type."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, accepted: torch.Tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, accepted: torch.strided (see Tensor.to_dense)")
+    return value
+
+
+def floats(**tensors: Tensor) -> None:
+    """Float tensors of one type on one device."""
+    first = next(iter(tensors))
+    lead = tensor(first, tensors[first])
+    for name, value in tensors.items():
+        if tensor(name, value).dtype not in FLOATS:
+            raise TypeError(f"{name}: got {value.dtype}, accepted: {', '.join(map(str, FLOATS))}")
+        if value.dtype != lead.dtype:
+            raise TypeError(f"{name}: got {value.dtype}, accepted: {lead.dtype}, the type of {first}")
+        if value.device != lead.device:
+            raise ValueError(f"{name}: is on {value.device}, accepted: {lead.device}, the device of {first}")
+
+
+def as_wide(like: str, lead: Tensor, **tensors: Tensor) -> None:
+    """Float tensors on the device of `lead`, and of its type, or float32 where that is a half-precision one."""
+    accepted = (lead.dtype, torch.float32) if lead.dtype in HALVES else (lead.dtype,)
+    for name, value in tensors.items():
+        if tensor(name, value).dtype not in accepted:
+            raise TypeError(f"{name}: got {value.dtype}, accepted: {' or '.join(map(str, accepted))}, as {like}")
+        if value.device != lead.device:
+            raise ValueError(f"{name}: is on {value.device}, accepted: {lead.device}, the device of {like}")
+
+
+def shape(name: str, value: Tensor, expected: Sequence[int | str]) -> None:
+    """A shape in which each number is fixed and each letter is any size."""
+    fits = value.ndim == len(expected) and all(
+        isinstance(e, str) or e == size for e, size in zip(expected, value.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: ({', '.join(map(str, expected))})")
+
+
+def classes(name: str, value: Tensor) -> None:
+    """At least one column."""
+    if value.shape[1] == 0:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: at least one class")
+
+
+def labels(name: str, value: Tensor, like: Tensor, ignore_index: int) -> None:
+    """One int64 label a row of `like`. Their values are for `label_range`, or for a kernel that reads them anyway."""
+    if tensor(name, value).dtype != torch.int64:
+        raise TypeError(f"{name}: got {value.dtype}, accepted: torch.int64")
+    shape(name, value, (like.shape[0],))
+    if value.device != like.device:
+        raise ValueError(f"{name}: is on {value.device}, accepted: {like.device}, the device of the features or logits")
+    integer("ignore_index", ignore_index)
+
+
+def label_range(name: str, value: Tensor, num_classes: int | None, ignore_index: int) -> None:
+    """Labels from 0, below `num_classes` if known, wherever looking costs no wait and breaks no trace."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    beyond = value < 0 if num_classes is None else (value < 0) | (value >= num_classes)
+    wrong = (beyond & (value != ignore_index)).nonzero()
+    if len(wrong):
+        where = int(wrong[0])
+        accepted = "0 and up" if num_classes is None else f"0 to {num_classes - 1}"
+        raise ValueError(
+            f"{name}: label {int(value[where])} at index {where}, accepted: {accepted}, or ignore_index {ignore_index}"
+        )
+
+
+def integer(name: str, value: object) -> None:
+    """A Python int."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}, accepted: int")
+
+
+def number(name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    """A finite number of the interval."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}, accepted: a number")
+    if not (math.isfinite(value) and (low < value if open_low else low <= value) and value <= high):
+        bounds = f"{'above' if open_low else 'from'} {low:g}" + ("" if high == math.inf else f" to {high:g}")
+        raise ValueError(f"{name}: got {value}, accepted: finite, {bounds}")
+
+
+def temperature(value: float) -> None:
+    """A finite number above 0."""
+    number("temperature", value, low=0.0, open_low=True)
+
+
+def choice(name: str, value: str, accepted: Sequence[str]) -> None:
+    """One of the accepted words."""
+    if value not in accepted:
+        raise ValueError(f"{name}: got {value!r}, accepted: {', '.join(map(repr, accepted))}")
+
+
+def reduction(value: str, accepted: Sequence[str], name: str, rows: Tensor) -> None:
+    """A known reduction that the rows allow: the mean of no rows is undefined."""
+    choice("reduction", value, accepted)
+    if value in ("mean", "batchmean") and rows.shape[0] == 0:
+        raise ValueError(f"{name}: the batch is empty, accepted with reduction {value!r}: at least one sample")
+
+
+def separate(**outputs: Tensor) -> None:
+    """Tensors that are written in place: each element has memory of its own."""
+    for name, value in outputs.items():
+        if not value.is_contiguous():
+            raise ValueError(
+                f"{name}: is written in place, accepted: a contiguous tensor; got strides {value.stride()}"
+            )
+        if value.requires_grad:
+            raise ValueError(f"{name}: is written in place, accepted: a tensor that requires no gradient")
+
+
+def size(name: str, value: int) -> None:
+    """A number of things: an int from 1."""
+    integer(name, value)
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, accepted: 1 and up")

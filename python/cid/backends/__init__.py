@@ -1,0 +1,68 @@
+"""The backends that compute the formulas, and the choice among them.
+
+A backend is a module with the functions of `Backend`. `reference` is plain PyTorch and runs everywhere; `native` (Rust)
+takes float32 and float64 tensors on the CPU.
+"""
+
+import os
+from typing import Protocol
+
+from torch import Tensor
+
+from cid.backends import native, reference
+
+
+class Backend(Protocol):
+    """What a backend computes. The arguments have been checked, and are passed by position."""
+
+    def kd_loss(
+        self, student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str, /
+    ) -> Tensor: ...
+
+    def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str, /) -> Tensor: ...
+
+    def class_loss(
+        self, student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int, /
+    ) -> Tensor: ...
+
+    def cross_entropy(self, logits: Tensor, target: Tensor, ignore_index: int, /) -> Tensor: ...
+
+    def context_weights(
+        self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, /
+    ) -> Tensor: ...
+
+    def accumulate_context(
+        self,
+        features: Tensor,
+        weights: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        numerator: Tensor,
+        denominator: Tensor,
+        /,
+    ) -> None: ...
+
+    def marginal_context(
+        self, student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool, /
+    ) -> Tensor: ...
+
+
+BACKENDS: dict[str, Backend] = {"native": native, "reference": reference}
+
+
+def select(backend: str | None, *tensors: Tensor) -> Backend:
+    """The backend called `backend`, or by the environment's `CID_BACKEND`, or else the fastest that takes `tensors`.
+
+    Raises:
+        ValueError: The name is unknown.
+        RuntimeError: The named backend can't take these tensors; the message says why.
+    """
+    name = backend if backend is not None else os.environ.get("CID_BACKEND") or "auto"
+    if name == "auto":
+        return reference if native.refusal(tensors) else native
+    if name not in BACKENDS:
+        source = "backend" if backend is not None else "CID_BACKEND"
+        raise ValueError(f"{source}: got {name!r}; accepted: 'auto', {', '.join(map(repr, BACKENDS))}")
+    if name == "native" and (reason := native.refusal(tensors)):
+        raise RuntimeError(f"backend 'native' can't take this call: {reason}; backend='reference' can")
+    return BACKENDS[name]

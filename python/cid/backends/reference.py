@@ -1,0 +1,105 @@
+"""The formulas in plain PyTorch: readable, on any device and type; the truth for every fast backend.
+
+Half-precision inputs are computed in float32; losses come out in float32 (float64 for float64). Nothing here waits for
+the device. Callers have checked the arguments, but for the values of the labels.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from cid import _checks
+
+NORM_FLOOR = 1e-12  # as `torch.nn.functional.normalize`
+
+
+def _wide(x: Tensor) -> Tensor:
+    """`x` in the type that the formulas are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _labelled(target: Tensor, num_classes: int | None, ignore_index: int) -> Tensor:
+    """Which samples have a label."""
+    _checks.label_range("target", target, num_classes, ignore_index)
+    return target != ignore_index
+
+
+def _reduce(rows: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else rows.mean()
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str) -> Tensor:
+    """`T^2 KL(softmax(q/T) || softmax(s/T))`, with `0 log 0 = 0`."""
+    log_p = F.log_softmax(_scaled(student_logits, temperature), dim=1)
+    log_q = F.log_softmax(_scaled(teacher_logits.detach(), temperature), dim=1)
+    q = log_q.exp()
+    # A class that the teacher rules out adds nothing, even where both logits are -inf.
+    divergence = torch.where(q == 0, 0.0, q * (log_q - log_p))
+    return _reduce(temperature**2 * divergence.sum(1), reduction)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return _wide(logits) / temperature
+
+
+def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
+    """`||s - t||^2 / ||t||^2` of each row; a teacher's row of zeros has no scale to compare with and counts 0."""
+    teacher = _wide(teacher_features.detach())
+    norm = teacher.norm(dim=1, keepdim=True)
+    safe = torch.where(norm == 0, 1.0, norm)
+    # Divided before squaring: a ratio of norms neither overflows nor underflows where the squares would.
+    rows = ((_wide(student_features) - teacher) / safe).square().sum(1)
+    return _reduce(torch.where(norm.squeeze(1) == 0, 0.0, rows), reduction)
+
+
+def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """`mean_k ||Gt_k - Gs_k||_F^2 / n_k^2` over the classes with two samples or more, as one masked B x B product."""
+    labelled = _labelled(target, None, ignore_index)
+    same = (target[:, None] == target) & labelled[:, None] & labelled
+    count = same.sum(1)
+    paired = count >= 2
+    # An unlabelled row may hold anything, which 0 * NaN would let into the gradients of the others.
+    student, teacher = (
+        F.normalize(torch.where(labelled[:, None], _wide(x), 0.0), dim=1, eps=NORM_FLOOR)
+        for x in (student_features, teacher_features.detach())
+    )
+    difference = torch.where(same & paired[:, None], teacher @ teacher.T - student @ student.T, 0.0)
+    weight = torch.where(paired, 1.0 / count.clamp(min=1).to(difference.dtype), 0.0)
+    classes = weight.sum().round().clamp(min=1)  # each of a class's n samples adds 1/n
+    return (difference.square().sum(1) * weight.square()).sum() / classes
+
+
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """`-log softmax(z)[y]`, the mean over the labelled samples; 0 where there is none."""
+    labelled = _labelled(target, logits.shape[1], ignore_index)
+    total = F.cross_entropy(_wide(logits), target, ignore_index=ignore_index, reduction="sum")
+    return total / labelled.sum().clamp(min=1)
+
+
+def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
+    """`softmax(q/T)[y]`, 0 for an ignored sample, in the type of the logits."""
+    labelled = _labelled(target, teacher_logits.shape[1], ignore_index)
+    belief = torch.softmax(_scaled(teacher_logits.detach(), temperature), dim=1)
+    own = belief.gather(1, torch.where(labelled, target, 0)[:, None]).squeeze(1)
+    return torch.where(labelled, own, 0.0).to(teacher_logits.dtype)
+
+
+def accumulate_context(
+    features: Tensor, weights: Tensor, target: Tensor, ignore_index: int, numerator: Tensor, denominator: Tensor
+) -> None:
+    """`numerator[y] += w f` and `denominator[y] += w`; an ignored sample adds 0 to row 0, whatever it holds."""
+    labelled = _labelled(target, len(denominator), ignore_index)
+    row = torch.where(labelled, target, 0)
+    w = torch.where(labelled, weights.detach().to(denominator.dtype), 0.0)
+    f = torch.where(labelled[:, None], features.detach().to(numerator.dtype), 0.0)
+    numerator.index_add_(0, row, w[:, None] * f)
+    denominator.index_add_(0, row, w)
+
+
+def marginal_context(student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool) -> Tensor:
+    """`m = softmax(s/T) M`, in the type of the logits."""
+    logits = student_logits if differentiable else student_logits.detach()
+    belief = torch.softmax(_scaled(logits, temperature), dim=1)
+    return (belief @ _wide(context.detach())).to(student_logits.dtype)

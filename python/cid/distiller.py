@@ -1,0 +1,269 @@
+"""Distillation around two models that stay as they are."""
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cid import _checks
+from cid.functional import CIDOutput
+from cid.head import InterventionalHead
+from cid.losses import CIDLoss
+
+# RemovableHandle draws its ids from an unguarded counter; replicas run in threads of one process.
+_registration = threading.Lock()
+
+
+@contextmanager
+def _captured(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The (input, output) pairs of `layer` in the forwards within the block; nothing stays on the layer afterwards."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Replicas of one layer share their hooks: keep what this very one computes.
+        if module is layer:
+            calls.append((args[0], output))
+
+    with _registration:
+        handle = layer.register_forward_hook(hook)
+    try:
+        yield calls
+    finally:
+        with _registration:
+            handle.remove()
+
+
+def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -> tuple[Tensor, Tensor]:
+    """Input and output of the model's classifying layer for the batch `x`; of its last call, if it is used twice."""
+    # Looked up at each call, not kept: a replica has a layer of its own under the same name.
+    with _captured(model.get_submodule(layer_name)) as calls:
+        model(x)
+    if not calls:
+        raise RuntimeError(f"{role}: its layer {layer_name!r} was not called in the forward; name another layer")
+    features, logits = calls[-1]
+    if features.ndim != 2:
+        raise ValueError(
+            f"{role}: the input of its layer {layer_name!r} has shape {tuple(features.shape)}, accepted: (B, D)"
+        )
+    return features, logits
+
+
+def _classifying_layer(model: nn.Module, layer_name: str | None, num_classes: int, role: str) -> str:
+    """The name of the last linear layer that yields `num_classes` values, or of the one that the user named."""
+    if layer_name is not None:
+        named = dict(model.named_modules())
+        if layer_name not in named:
+            raise ValueError(f"{role}_layer: got {layer_name!r}, accepted: a module of the {role}: {_listing(model)}")
+        layer = named[layer_name]
+        if not isinstance(getattr(layer, "in_features", None), int) or not hasattr(layer, "out_features"):
+            raise ValueError(
+                f"{role}_layer: {layer_name!r} is a {type(layer).__name__}, accepted: a layer with in_features and "
+                "out_features, as torch.nn.Linear has"
+            )
+        if layer.out_features != num_classes:
+            raise ValueError(
+                f"{role}_layer: {layer_name!r} yields {layer.out_features} values, accepted: num_classes={num_classes}"
+            )
+        return layer_name
+    fitting = [name for name, layer in _linear_layers(model) if layer.out_features == num_classes]
+    if not fitting:
+        raise ValueError(
+            f"{role}: no linear layer yields num_classes={num_classes} values; found: {_listing(model)}. "
+            f"Name the classifying layer with {role}_layer"
+        )
+    return fitting[-1]
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _listing(model: nn.Module) -> str:
+    layers = [f"{name!r} ({layer.in_features} -> {layer.out_features})" for name, layer in _linear_layers(model)]
+    return ", ".join(layers) or "no linear layer at all"
+
+
+class InterventionalStudent(nn.Module):
+    """A distilled student: one module from an input to the interventional logits z.
+
+    It stands on its own, with copies of the student, the head and the contexts as they were; see `Distiller.student`.
+
+    Attributes:
+        model: The student.
+        head: Its `InterventionalHead`.
+        context: M, shape (C, Ds), a buffer.
+    """
+
+    context: Tensor
+
+    def __init__(self, model: nn.Module, layer_name: str, head: InterventionalHead, context: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.layer_name = layer_name
+        self.head = head
+        self.register_buffer("context", context)
+
+    def forward(self, x: Any) -> Tensor:
+        """The interventional logits z of a batch, shape (B, C)."""
+        features, logits = _features_and_logits(self.model, self.layer_name, x, "student")
+        z: Tensor = self.head(features, logits, self.context)
+        return z
+
+
+class Distiller(nn.Module):
+    """A student, its teacher and the loss between them, around any two classifiers.
+
+    Input and output of each model's last `torch.nn.Linear` that yields `num_classes` values are captured while it runs
+    (by a hook that is there only then), so no model is edited and its own forward is called. The teacher's parameters
+    stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is called.
+
+    Args:
+        student: A module that takes the batch x.
+        teacher: Another; may be larger, of another architecture and feature size.
+        num_classes: C.
+        beta: Weight of the sample representation; see `cid.CIDLoss`, as for all that follow.
+        gamma: Weight of the class representation.
+        temperature: T.
+        alpha: Weight of ce and kd.
+        warmup_epochs: E0.
+        context_momentum: mu of the bank.
+        differentiable_context: Whether gradients flow through the marginal context.
+        ignore_index: A label that marks a sample as unlabelled.
+        student_layer: Name of the student's classifying layer, where it is not the last fitting `torch.nn.Linear`.
+        teacher_layer: Likewise.
+        backend: See `cid.functional`.
+
+    Attributes:
+        student_model: The student as given.
+        teacher_model: The teacher as given.
+        criterion: The `cid.CIDLoss`.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ValueError: An argument is out of range, or a model has no fitting layer; the message lists what was found.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> student = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 5))
+        >>> teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+        >>> distiller = Distiller(student, teacher, num_classes=5, beta=10.0, gamma=1.0, warmup_epochs=1)
+        >>> optimizer = torch.optim.SGD(distiller.param_groups(weight_decay=5e-4), lr=0.05, momentum=0.9)
+        >>> x, y = torch.randn(8, 20), torch.arange(8) % 5
+        >>> for epoch in range(2):
+        ...     optimizer.zero_grad()
+        ...     distiller(x, y).loss.backward()
+        ...     optimizer.step()
+        ...     distiller.epoch_end()
+        >>> distiller.student()(x).shape
+        torch.Size([8, 5])
+    """
+
+    # See CIDLoss: these are gathered by each rank for itself.
+    _ddp_params_and_buffers_to_ignore = tuple(f"criterion.{name}" for name in CIDLoss._ddp_params_and_buffers_to_ignore)
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        num_classes: int,
+        beta: float,
+        gamma: float,
+        temperature: float = 4.0,
+        alpha: float = 1.0,
+        warmup_epochs: int = 20,
+        context_momentum: float = 0.0,
+        differentiable_context: bool = False,
+        ignore_index: int = -100,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, model in (("student", student), ("teacher", teacher)):
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"{name}: got {type(model).__name__}, accepted: torch.nn.Module")
+        _checks.size("num_classes", num_classes)
+        self.student_layer = _classifying_layer(student, student_layer, num_classes, "student")
+        self.teacher_layer = _classifying_layer(teacher, teacher_layer, num_classes, "teacher")
+        self.criterion = CIDLoss(
+            _in_features(student, self.student_layer),
+            _in_features(teacher, self.teacher_layer),
+            num_classes,
+            beta=beta,
+            gamma=gamma,
+            temperature=temperature,
+            alpha=alpha,
+            warmup_epochs=warmup_epochs,
+            context_momentum=context_momentum,
+            differentiable_context=differentiable_context,
+            ignore_index=ignore_index,
+            backend=backend,
+        )
+        parameter = next(student.parameters(), None)
+        if parameter is not None:
+            self.criterion.to(parameter.device, parameter.dtype)
+        self.student_model = student
+        self.teacher_model = teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Distiller":
+        """Set the mode of the student and the criterion; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher_model.eval()
+        return self
+
+    def forward(self, x: Any, target: Tensor) -> CIDOutput:
+        """The losses of a batch.
+
+        Args:
+            x: What both models take.
+            target: Labels, int64, shape (B,).
+        """
+        # Also where somebody called train() on the teacher, or on a part of it, behind our back.
+        if any(module.training for module in self.teacher_model.modules()):
+            self.teacher_model.eval()
+        with torch.no_grad():
+            teacher = _features_and_logits(self.teacher_model, self.teacher_layer, x, "teacher")
+        student = _features_and_logits(self.student_model, self.student_layer, x, "student")
+        output: CIDOutput = self.criterion(*student, *teacher, target)
+        return output
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the current epoch is one of the warm-up: the head is untrained, predict with the student's logits."""
+        return self.criterion.warming_up
+
+    def epoch_end(self) -> None:
+        """Turn the bank of contexts and count the epoch; call it after the epoch's evaluation."""
+        self.criterion.epoch_end()
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> Tensor:
+        """The interventional logits z of a batch, shape (B, C), without gradient, in the student's current mode."""
+        features, logits = _features_and_logits(self.student_model, self.student_layer, x, "student")
+        return self.criterion.predict(features, logits)
+
+    def student(self) -> InterventionalStudent:
+        """The student as it is now, as one module from x to z, in eval mode, that shares nothing with the training."""
+        return InterventionalStudent(
+            copy.deepcopy(self.student_model),
+            self.student_layer,
+            copy.deepcopy(self.criterion.head),
+            self.criterion.bank.context.clone(),
+        ).eval()
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """What an optimizer trains: the student and the head with `weight_decay`, the adapter without."""
+        student = [parameter for parameter in self.student_model.parameters() if parameter.requires_grad]
+        head, adapter = self.criterion.param_groups(weight_decay)
+        return [{"params": student + head["params"], "weight_decay": weight_decay}, adapter]
+
+
+def _in_features(model: nn.Module, layer_name: str) -> int:
+    size = model.get_submodule(layer_name).in_features
+    assert isinstance(size, int)
+    return size

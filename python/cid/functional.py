@@ -1,0 +1,513 @@
+"""The formulas of interventional distillation as pure functions.
+
+Student tensors get gradients; teacher tensors, contexts and weights never do. Float arguments of one call share one
+type and device; under autocast they are computed in float32, as PyTorch's losses are. A loss is float32, or float64
+for float64 inputs.
+
+Every function takes `backend`: `None` for the fastest that can serve the call (or the one that the environment variable
+`CID_BACKEND` names), `"native"` (Rust; float32 and float64 on the CPU) or `"reference"` (plain PyTorch, any device).
+A named backend that can't serve the call raises `RuntimeError`.
+
+Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from cid import _checks
+from cid.backends import select
+
+__all__ = [
+    "CIDOutput",
+    "accumulate_context",
+    "cid_loss",
+    "class_loss",
+    "context_weights",
+    "interventional_logits",
+    "kd_loss",
+    "marginal_context",
+    "sample_loss",
+]
+
+REDUCTIONS = ("none", "mean", "sum")
+DIVERGENCE_REDUCTIONS = (*REDUCTIONS, "batchmean")
+
+
+class CIDOutput(NamedTuple):
+    """What a step of `cid_loss` yields. `loss` alone carries gradients."""
+
+    loss: Tensor
+    """The weighted total, a scalar."""
+    ce: Tensor
+    """Cross-entropy of the interventional logits, detached; 0 in warm-up."""
+    kd: Tensor
+    """Divergence of the softened logits, detached."""
+    sample: Tensor
+    """Distance of the sample representations, detached."""
+    class_: Tensor
+    """Distance of the class representations, detached."""
+    logits: Tensor | None
+    """The interventional logits z, (B, C), detached; None in warm-up."""
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float32 where autocast is on, so that a loss of half-precision layers is computed widely."""
+    lead = tensors[0]
+    if isinstance(lead, Tensor) and torch.is_autocast_enabled(lead.device.type):
+        return tuple(t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
+    return tensors
+
+
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 4.0,
+    reduction: str = "batchmean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Divergence of the student's softened logits from the teacher's.
+
+    .. math:: T^2 \, \mathrm{KL}(\mathrm{softmax}(q_i / T) \,\|\, \mathrm{softmax}(s_i / T))
+
+    for each sample i; the factor :math:`T^2` keeps the gradient's size independent of the temperature. A class to which
+    the teacher gives probability 0 adds nothing, so logits of -inf (masked classes) are fine.
+
+    Args:
+        student_logits: s, shape (B, C).
+        teacher_logits: q, shape (B, C); gets no gradient.
+        temperature: T, above 0.
+        reduction: `"none"` gives each sample's divergence, shape (B,); `"sum"` their sum; `"batchmean"` and `"mean"`
+            their mean over the samples. (`torch.nn.functional.kl_div` differs: its `"none"` has shape (B, C), and its
+            `"mean"` divides by B C.)
+        backend: See the module.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value, or a mean is asked of an empty batch.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> teacher = torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+        >>> kd_loss(student, teacher, temperature=1.0, reduction="none")
+        tensor([0.0000, 0.4621])
+
+    Source: Deng and Zhang 2021, after Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
+    """
+    student_logits, teacher_logits = _autocast(student_logits, teacher_logits)
+    _checks.floats(student_logits=student_logits, teacher_logits=teacher_logits)
+    _checks.shape("student_logits", student_logits, ("B", "C"))
+    _checks.classes("student_logits", student_logits)
+    _checks.shape("teacher_logits", teacher_logits, student_logits.shape)
+    _checks.temperature(temperature)
+    _checks.reduction(reduction, DIVERGENCE_REDUCTIONS, "student_logits", student_logits)
+    chosen = select(backend, student_logits, teacher_logits)
+    return chosen.kd_loss(student_logits, teacher_logits, float(temperature), reduction)
+
+
+def sample_loss(
+    student_features: Tensor, teacher_features: Tensor, *, reduction: str = "mean", backend: str | None = None
+) -> Tensor:
+    r"""Distance of the student's sample representations from the teacher's, relative to the teacher's norm.
+
+    .. math:: \|s_i - t_i\|^2 / \|t_i\|^2
+
+    for each sample i. A sample whose teacher representation is all zeros has no scale to compare with: it counts 0
+    (the paper's code yields NaN).
+
+    Args:
+        student_features: s, shape (B, ...), already adapted to the teacher's size; flattened to rows.
+        teacher_features: t, of the same shape; gets no gradient.
+        reduction: `"none"`, shape (B,), `"mean"` over the samples, or `"sum"`.
+        backend: See the module.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value, or a mean is asked of an empty batch.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+        >>> sample_loss(torch.zeros(2, 2), teacher, reduction="none")
+        tensor([1., 1.])
+
+    Source: Deng and Zhang 2021.
+    """
+    student_features, teacher_features = _autocast(student_features, teacher_features)
+    _checks.floats(student_features=student_features, teacher_features=teacher_features)
+    student_features = _rows("student_features", student_features)
+    teacher_features = _rows("teacher_features", teacher_features)
+    _checks.shape("teacher_features", teacher_features, student_features.shape)
+    _checks.reduction(reduction, REDUCTIONS, "student_features", student_features)
+    chosen = select(backend, student_features, teacher_features)
+    return chosen.sample_loss(student_features, teacher_features, reduction)
+
+
+def _rows(name: str, features: Tensor) -> Tensor:
+    """Features of any rank as one row a sample."""
+    if features.ndim < 1:
+        raise ValueError(f"{name}: got shape (), accepted: (B, ...)")
+    if features.ndim == 2:
+        return features
+    # Not flatten(1), which can't tell the columns of an empty batch.
+    return features.reshape(features.shape[0], features.shape[1:].numel())
+
+
+def class_loss(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Distance of the student's class representations from the teacher's.
+
+    A class is represented by the cosines between all pairs of its samples in the batch, diagonal included. Over the
+    classes k with :math:`n_k \ge 2` samples,
+
+    .. math:: \mathrm{mean}_k \, \|G^t_k - G^s_k\|_F^2 / n_k^2
+
+    and 0 where no class has two. A row is normalised by max(norm, 1e-12). The two sizes Ds and Dt need not agree.
+
+    Args:
+        student_features: The student's raw (not adapted) representations, shape (B, Ds); of higher rank, flattened.
+        teacher_features: The teacher's, shape (B, Dt); gets no gradient.
+        target: Labels, int64, shape (B,): any numbers from 0, one a class.
+        ignore_index: A label that marks a sample as in no class.
+        backend: See the module.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> student = torch.tensor([[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
+        >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> class_loss(student, teacher, torch.tensor([0, 0, 1]))
+        tensor(0.5000)
+
+    Source: Deng and Zhang 2021.
+    """
+    student_features, teacher_features = _autocast(student_features, teacher_features)
+    _checks.floats(student_features=student_features, teacher_features=teacher_features)
+    student_features = _rows("student_features", student_features)
+    teacher_features = _rows("teacher_features", teacher_features)
+    _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
+    _checks.labels("target", target, student_features, ignore_index)
+    chosen = select(backend, student_features, teacher_features)
+    return chosen.class_loss(student_features, teacher_features, target, ignore_index)
+
+
+def context_weights(
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 4.0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The teacher's softened belief in each sample's true class, :math:`w_i = \mathrm{softmax}(q_i / T)_{y_i}`.
+
+    Args:
+        teacher_logits: q, shape (B, C).
+        target: Labels y, int64, shape (B,).
+        temperature: T, above 0.
+        ignore_index: A label that marks a sample as unlabelled: its weight is 0.
+        backend: See the module.
+
+    Returns:
+        The weights, shape (B,), without gradient.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> context_weights(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor([0.2500, 0.2500])
+
+    Source: Deng and Zhang 2021.
+    """
+    (teacher_logits,) = _autocast(teacher_logits)
+    _checks.floats(teacher_logits=teacher_logits)
+    _checks.shape("teacher_logits", teacher_logits, ("B", "C"))
+    _checks.classes("teacher_logits", teacher_logits)
+    _checks.labels("target", target, teacher_logits, ignore_index)
+    _checks.temperature(temperature)
+    chosen = select(backend, teacher_logits)
+    return chosen.context_weights(teacher_logits, target, float(temperature), ignore_index)
+
+
+def accumulate_context(
+    features: Tensor,
+    weights: Tensor,
+    target: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    *,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> None:
+    r"""Add a batch to the sums of which the classes' contexts are made, in place.
+
+    .. math:: N_k \mathrel{+}= \sum_{i: y_i = k} w_i f_i, \qquad d_k \mathrel{+}= \sum_{i: y_i = k} w_i
+
+    The context of class k over an epoch is then :math:`M_k = N_k / d_k`.
+
+    Args:
+        features: f, shape (B, D); read as detached.
+        weights: w, shape (B,), as of `context_weights`.
+        target: Labels y, int64, shape (B,).
+        numerator: N, shape (C, D), contiguous; of the features' type, or float32 for half-precision features.
+        denominator: d, shape (C,), of the numerator's type.
+        ignore_index: A label that marks a sample as unlabelled: it adds nothing.
+        backend: See the module.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value. Nothing has been added.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> numerator, denominator = torch.zeros(2, 3), torch.zeros(2)
+        >>> weights, target = torch.tensor([0.5, 0.25]), torch.tensor([1, 1])
+        >>> accumulate_context(torch.ones(2, 3), weights, target, numerator, denominator)
+        >>> numerator[1] / denominator[1]
+        tensor([1., 1., 1.])
+
+    Source: Deng and Zhang 2021.
+    """
+    features, weights = _autocast(features, weights)
+    _checks.floats(features=features, weights=weights)
+    _checks.floats(numerator=numerator, denominator=denominator)
+    _checks.as_wide("features", features, numerator=numerator, denominator=denominator)
+    _checks.shape("numerator", numerator, ("C", "D"))
+    _checks.shape("denominator", denominator, (numerator.shape[0],))
+    _checks.separate(numerator=numerator, denominator=denominator)
+    _checks.shape("features", features, ("B", numerator.shape[1]))
+    _checks.shape("weights", weights, (features.shape[0],))
+    _checks.labels("target", target, features, ignore_index)
+    chosen = select(backend, features, weights, numerator, denominator)
+    chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
+
+
+def marginal_context(
+    student_logits: Tensor,
+    context: Tensor,
+    *,
+    temperature: float = 4.0,
+    differentiable: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The context of a sample, averaged over the classes by the student's belief.
+
+    .. math:: m_i = \sum_k \mathrm{softmax}(s_i / T)_k \, M_k
+
+    Args:
+        student_logits: s, shape (B, C).
+        context: M, shape (C, D); gets no gradient. May be float32 beside half-precision logits.
+        temperature: T, above 0.
+        differentiable: Whether gradients flow through m into s; in the paper's code they do not.
+        backend: See the module.
+
+    Returns:
+        m, shape (B, D).
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> context = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> marginal_context(torch.zeros(1, 2), context)
+        tensor([[1., 1.]])
+
+    Source: Deng and Zhang 2021.
+    """
+    student_logits, context = _autocast(student_logits, context)
+    _checks.floats(student_logits=student_logits)
+    _checks.as_wide("student_logits", student_logits, context=context)
+    _checks.shape("student_logits", student_logits, ("B", "C"))
+    _checks.classes("student_logits", student_logits)
+    _checks.shape("context", context, (student_logits.shape[1], "D"))
+    _checks.temperature(temperature)
+    chosen = select(backend, student_logits, context)
+    return chosen.marginal_context(student_logits, context, float(temperature), differentiable)
+
+
+def interventional_logits(
+    features: Tensor,
+    logits: Tensor,
+    context: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    temperature: float = 4.0,
+    differentiable: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The student's logits under the intervention: P(Y | do(X)) by the backdoor adjustment over the contexts.
+
+    .. math:: z_i = W [f_i ; m_i] + b
+
+    with :math:`m_i` as in `marginal_context`. No concatenation is made: with :math:`W = [W_1 ; W_2]` this is
+    :math:`W_1 f_i + W_2 m_i + b`.
+
+    Args:
+        features: f, shape (B, D), the student's representations.
+        logits: s, shape (B, C), the student's own logits.
+        context: M, shape (C, D); gets no gradient. May be float32 beside half-precision logits.
+        weight: W, shape (C, 2 D).
+        bias: b, shape (C,).
+        temperature: T, above 0.
+        differentiable: Whether gradients flow through m into the logits.
+        backend: See the module.
+
+    Returns:
+        z, shape (B, C).
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> context = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> weight = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
+        >>> interventional_logits(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), context, weight, torch.zeros(2))
+        tensor([[4., 5.]])
+
+    Source: Deng and Zhang 2021.
+    """
+    features, logits, context, weight, bias = _autocast(features, logits, context, weight, bias)
+    _checks.floats(features=features, logits=logits, weight=weight, bias=bias)
+    _checks.as_wide("features", features, context=context)
+    _checks.shape("features", features, ("B", "D"))
+    batch, dim = features.shape
+    _checks.shape("logits", logits, (batch, "C"))
+    num_classes = logits.shape[1]
+    _checks.classes("logits", logits)
+    _checks.shape("context", context, (num_classes, dim))
+    _checks.shape("weight", weight, (num_classes, 2 * dim))
+    _checks.shape("bias", bias, (num_classes,))
+    _checks.temperature(temperature)
+    chosen = select(backend, logits, context)
+    marginal = chosen.marginal_context(logits, context, float(temperature), differentiable)
+    return F.linear(features, weight[:, :dim], bias) + F.linear(marginal, weight[:, dim:])
+
+
+def cid_loss(
+    student_features: Tensor,
+    student_logits: Tensor,
+    teacher_features: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    adapter_weight: Tensor,
+    adapter_bias: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor,
+    context: Tensor | None,
+    beta: float,
+    gamma: float,
+    alpha: float = 1.0,
+    temperature: float = 4.0,
+    differentiable_context: bool = False,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> CIDOutput:
+    r"""All terms of interventional distillation at once.
+
+    .. math:: \alpha (\mathrm{ce} + \mathrm{kd}) + \beta \, \mathrm{sample} + \gamma \, \mathrm{class}
+
+    with ce the cross-entropy of `interventional_logits`, kd as `kd_loss`, sample as `sample_loss` of the adapted
+    features :math:`A f_i + a`, and class as `class_loss` of the raw ones. Each is a mean over the batch (ce: over its
+    labelled samples, 0 where there is none).
+
+    Args:
+        student_features: f, shape (B, Ds): the input of the student's last linear layer.
+        student_logits: s, shape (B, C).
+        teacher_features: t, shape (B, Dt); gets no gradient.
+        teacher_logits: q, shape (B, C); gets no gradient.
+        target: Labels, int64, shape (B,).
+        adapter_weight: A, shape (Dt, Ds).
+        adapter_bias: a, shape (Dt,).
+        head_weight: W, shape (C, 2 Ds).
+        head_bias: b, shape (C,).
+        context: M, shape (C, Ds), the bank of the epoch before; gets no gradient. None in warm-up: no ce.
+        beta: Weight of the sample representation. The paper takes 8 to 65, by pair of models.
+        gamma: Weight of the class representation. The paper takes 0.1 to 2.
+        alpha: Weight of ce and kd.
+        temperature: T of the softened logits and of the intervention.
+        differentiable_context: Whether gradients flow through m into the student's logits.
+        ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
+        backend: See the module.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value, or the batch is empty.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> f, t = torch.randn(8, 16), torch.randn(8, 32)
+        >>> s, q, y = torch.randn(8, 5), torch.randn(8, 5), torch.arange(8) % 5
+        >>> adapter, head = torch.nn.Linear(16, 32), torch.nn.Linear(32, 5)
+        >>> out = cid_loss(
+        ...     f, s, t, q, y,
+        ...     adapter_weight=adapter.weight, adapter_bias=adapter.bias,
+        ...     head_weight=head.weight, head_bias=head.bias,
+        ...     context=torch.zeros(5, 16), beta=10.0, gamma=1.0,
+        ... )
+        >>> out.logits.shape
+        torch.Size([8, 5])
+        >>> bool(out.loss.detach().isclose(out.ce + out.kd + 10 * out.sample + out.class_))
+        True
+
+    Source: Deng and Zhang 2021.
+    """
+    for name, factor in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        _checks.number(name, factor, low=0.0)
+    features, weight, bias = _autocast(student_features, adapter_weight, adapter_bias)
+    _checks.floats(student_features=features, adapter_weight=weight, adapter_bias=bias)
+    _checks.shape("student_features", student_features, ("B", "Ds"))
+    _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
+    sizes = teacher_features.shape[1], student_features.shape[1]
+    _checks.shape("adapter_weight", adapter_weight, sizes)
+    _checks.shape("adapter_bias", adapter_bias, sizes[:1])
+
+    kd = kd_loss(student_logits, teacher_logits, temperature=temperature, backend=backend)
+    adapted = F.linear(features, weight, bias)
+    sample = sample_loss(adapted, teacher_features, backend=backend)
+    class_ = class_loss(student_features, teacher_features, target, ignore_index=ignore_index, backend=backend)
+    if context is None:
+        # class_ has seen the labels, but knows no number of classes.
+        _checks.label_range("target", target, student_logits.shape[1], ignore_index)
+        logits, ce = None, torch.zeros_like(kd)
+    else:
+        logits = interventional_logits(
+            student_features, student_logits, context, head_weight, head_bias,
+            temperature=temperature, differentiable=differentiable_context, backend=backend,
+        )  # fmt: skip
+        (wide,) = _autocast(logits)
+        ce = select(backend, wide).cross_entropy(wide, target, ignore_index)
+    loss = alpha * (ce + kd) + beta * sample + gamma * class_
+    return CIDOutput(
+        loss,
+        ce=ce.detach(),
+        kd=kd.detach(),
+        sample=sample.detach(),
+        class_=class_.detach(),
+        logits=None if logits is None else logits.detach(),
+    )

@@ -1,0 +1,301 @@
+"""The losses as modules, which hold options, parameters and state; the formulas are in `cid.functional`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cid import _checks
+from cid import functional as F  # noqa: N812
+from cid.context import ContextBank
+from cid.functional import CIDOutput
+from cid.head import InterventionalHead
+
+
+class KDLoss(nn.Module):
+    """`cid.functional.kd_loss` as a module.
+
+    Args:
+        temperature: T, above 0.
+        reduction: `"batchmean"`, `"mean"`, `"sum"` or `"none"`.
+        backend: See `cid.functional`.
+
+    Example:
+        >>> KDLoss(temperature=2.0)(torch.zeros(3, 5), torch.zeros(3, 5))
+        tensor(0.)
+    """
+
+    def __init__(self, *, temperature: float = 4.0, reduction: str = "batchmean", backend: str | None = None) -> None:
+        super().__init__()
+        _checks.temperature(temperature)
+        _checks.choice("reduction", reduction, F.DIVERGENCE_REDUCTIONS)
+        self.temperature = temperature
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The divergence of the softened logits."""
+        return F.kd_loss(
+            student_logits,
+            teacher_logits,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+
+
+class SampleLoss(nn.Module):
+    """`cid.functional.sample_loss` as a module.
+
+    Args:
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        backend: See `cid.functional`.
+
+    Example:
+        >>> SampleLoss()(torch.zeros(3, 4), torch.ones(3, 4))
+        tensor(1.)
+    """
+
+    def __init__(self, *, reduction: str = "mean", backend: str | None = None) -> None:
+        super().__init__()
+        _checks.choice("reduction", reduction, F.REDUCTIONS)
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        """The distance of the (adapted) sample representations."""
+        return F.sample_loss(student_features, teacher_features, reduction=self.reduction, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"reduction={self.reduction!r}"
+
+
+class ClassLoss(nn.Module):
+    """`cid.functional.class_loss` as a module.
+
+    Args:
+        ignore_index: A label that marks a sample as in no class.
+        backend: See `cid.functional`.
+
+    Example:
+        >>> features = torch.eye(4)
+        >>> ClassLoss()(features, features, torch.tensor([0, 0, 1, 1]))
+        tensor(0.)
+    """
+
+    def __init__(self, *, ignore_index: int = -100, backend: str | None = None) -> None:
+        super().__init__()
+        _checks.integer("ignore_index", ignore_index)
+        self.ignore_index = ignore_index
+        self.backend = backend
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor, target: Tensor) -> Tensor:
+        """The distance of the class representations."""
+        return F.class_loss(
+            student_features, teacher_features, target, ignore_index=self.ignore_index, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"ignore_index={self.ignore_index}"
+
+
+class CIDLoss(nn.Module):
+    r"""Comprehensive interventional distillation: all terms, what is trained with them, and the schedule.
+
+    .. math:: \alpha (\mathrm{ce} + \mathrm{kd}) + \beta \, \mathrm{sample} + \gamma \, \mathrm{class}
+
+    In the first `warmup_epochs` epochs there is no ce. The last of them, and every later one, gathers the contexts (in
+    training mode) that the next epoch uses. Call `epoch_end` after each epoch, and after its evaluation, which uses the
+    bank that the epoch was trained with. With `warmup_epochs=0` ce counts from the first step, with the bank as it
+    stands (zeros, if none was loaded).
+
+    The parameters of this module are trained with the student: give `param_groups` to the optimizer.
+
+    Args:
+        student_dim: Ds, the size of the input of the student's last linear layer.
+        teacher_dim: Dt, the teacher's.
+        num_classes: C.
+        beta: Weight of the sample representation; no default, since the right one depends on the pair of models (the
+            paper takes 8 to 65).
+        gamma: Weight of the class representation; the paper takes 0.1 to 2.
+        temperature: T of the softened logits, the context weights and the intervention.
+        alpha: Weight of ce and kd.
+        warmup_epochs: E0; 20 of 240 in the paper.
+        context_momentum: mu of the bank.
+        differentiable_context: Whether gradients flow through the marginal context into the student's logits.
+        ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
+        backend: See `cid.functional`.
+
+    Attributes:
+        adapter: The linear layer from Ds to Dt; the method wants it without weight decay.
+        head: The `InterventionalHead`.
+        bank: The `ContextBank`.
+        epoch: The number of epochs that have ended, a buffer.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> criterion = CIDLoss(16, 32, num_classes=5, beta=10.0, gamma=1.0, warmup_epochs=1)
+        >>> f, t = torch.randn(8, 16, requires_grad=True), torch.randn(8, 32)
+        >>> s, q, y = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5), torch.arange(8) % 5
+        >>> for epoch in range(2):
+        ...     out = criterion(f, s, t, q, y)
+        ...     out.loss.backward()
+        ...     print(f"epoch {epoch}: ce {'counts' if out.logits is not None else 'waits'}")
+        ...     criterion.epoch_end()
+        epoch 0: ce waits
+        epoch 1: ce counts
+        >>> criterion.predict(f, s).shape
+        torch.Size([8, 5])
+
+    Source: Deng and Zhang 2021.
+    """
+
+    epoch: Tensor
+    # DistributedDataParallel would overwrite each rank's sums with those of rank 0 before every step.
+    _ddp_params_and_buffers_to_ignore = ("bank.numerator", "bank.denominator")
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        num_classes: int,
+        *,
+        beta: float,
+        gamma: float,
+        temperature: float = 4.0,
+        alpha: float = 1.0,
+        warmup_epochs: int = 20,
+        context_momentum: float = 0.0,
+        differentiable_context: bool = False,
+        ignore_index: int = -100,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _checks.size("student_dim", student_dim)
+        _checks.size("teacher_dim", teacher_dim)
+        for name, factor in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            _checks.number(name, factor, low=0.0)
+        _checks.integer("warmup_epochs", warmup_epochs)
+        _checks.number("warmup_epochs", warmup_epochs, low=0)
+        _checks.number("context_momentum", context_momentum, low=0.0, high=1.0)
+        self.beta = beta
+        self.gamma = gamma
+        self.temperature = temperature
+        self.alpha = alpha
+        self.warmup_epochs = warmup_epochs
+        self.ignore_index = ignore_index
+        self.backend = backend
+        self.adapter = nn.Linear(student_dim, teacher_dim)
+        self.head = InterventionalHead(
+            student_dim, num_classes, temperature=temperature, differentiable=differentiable_context, backend=backend
+        )
+        self.bank = ContextBank(
+            num_classes,
+            student_dim,
+            momentum=context_momentum,
+            temperature=temperature,
+            ignore_index=ignore_index,
+            backend=backend,
+        )
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        # The schedule must not read a buffer, which on a GPU waits for the device: a copy on the host decides.
+        self._epoch = 0
+        self.register_load_state_dict_post_hook(_read_epoch)  # type: ignore[no-untyped-call]
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the current epoch is one of the warm-up, without ce."""
+        return self._epoch < self.warmup_epochs
+
+    def forward(
+        self,
+        student_features: Tensor,
+        student_logits: Tensor,
+        teacher_features: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+    ) -> CIDOutput:
+        """The losses of a batch; in training mode its contexts are gathered too.
+
+        Args:
+            student_features: f, shape (B, Ds): the input of the student's last linear layer.
+            student_logits: s, shape (B, C), its output.
+            teacher_features: t, shape (B, Dt).
+            teacher_logits: q, shape (B, C).
+            target: Labels, int64, shape (B,).
+
+        Raises:
+            TypeError: An argument has a wrong type or dtype.
+            ValueError: An argument has a wrong shape, device or value; nothing has been gathered.
+        """
+        output = F.cid_loss(
+            student_features,
+            student_logits,
+            teacher_features,
+            teacher_logits,
+            target,
+            adapter_weight=self.adapter.weight,
+            adapter_bias=self.adapter.bias,
+            head_weight=self.head.weight,
+            head_bias=self.head.bias,
+            context=None if self.warming_up else self.bank.context,
+            beta=self.beta,
+            gamma=self.gamma,
+            alpha=self.alpha,
+            temperature=self.temperature,
+            differentiable_context=self.head.differentiable,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+        if self.training and self._epoch >= self.warmup_epochs - 1:
+            self.bank.update(student_features, teacher_logits, target)
+        return output
+
+    def predict(self, student_features: Tensor, student_logits: Tensor) -> Tensor:
+        """The interventional logits z, shape (B, C), with which the student predicts after training."""
+        z: Tensor = self.head(student_features, student_logits, self.bank.context)
+        return z
+
+    def epoch_end(self) -> None:
+        """Turn the bank and count the epoch."""
+        self.bank.epoch_end()
+        self._epoch += 1
+        self.epoch.fill_(self._epoch)
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The parameters for an optimizer: the head with `weight_decay`, the adapter without.
+
+        Example:
+            >>> criterion = CIDLoss(16, 32, 5, beta=10.0, gamma=1.0)
+            >>> optimizer = torch.optim.SGD(criterion.param_groups(5e-4), lr=0.05)
+            >>> [group["weight_decay"] for group in optimizer.param_groups]
+            [0.0005, 0.0]
+        """
+        _checks.number("weight_decay", weight_decay, low=0.0)
+        return [
+            {"params": list(self.head.parameters()), "weight_decay": weight_decay},
+            {"params": list(self.adapter.parameters()), "weight_decay": 0.0},
+        ]
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return (
+            f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, "
+            f"warmup_epochs={self.warmup_epochs}"
+        )
+
+
+def _read_epoch(module: nn.Module, _incompatible_keys: object) -> None:
+    """Bring the host's count of epochs up to what was loaded."""
+    assert isinstance(module, CIDLoss)
+    module._epoch = int(module.epoch)
