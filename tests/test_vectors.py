@@ -1,5 +1,6 @@
 """The published code's own numbers, single batches in float64 and whole runs in float32."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ import cid
 from cid import functional as F
 
 FOLDER = Path(__file__).parent / "vectors"
+
+
+def _named(key: str) -> Callable[[str], str]:
+    return lambda message: f"{key}: {message}"
+
+
 BATCHES = ("paper_cifar100", "wider_teacher", "one_class", "no_pairs", "single_sample")
 BACKENDS = ("reference", "native")
 INPUTS = ("student_features", "student_logits", "adapter_weight", "adapter_bias", "head_weight", "head_bias")
@@ -77,7 +84,7 @@ def test_single_batch(name: str, backend: str) -> None:
     outputs = [key for key in v if key.startswith(("loss_", "grad_"))]
     outputs += ["sample_context", "interventional_logits", "context_from_batch", "context_weight_sum"]
     for key in outputs:
-        torch.testing.assert_close(ours[key], v[key], rtol=1e-10, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(ours[key], v[key], rtol=1e-10, atol=1e-10, msg=_named(key))
 
 
 class _Model(nn.Module):
@@ -150,4 +157,4 @@ def test_trajectory(name: str, backend: str) -> None:
     ):
         for key in (k for k in v if k.startswith(f"final.{theirs}.")):
             mine = state[key.replace(f"final.{theirs}", ours)]
-            torch.testing.assert_close(mine, v[key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(mine, v[key], rtol=1e-5, atol=1e-5, msg=_named(key))

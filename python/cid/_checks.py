@@ -1,7 +1,7 @@
 """What the public functions accept. Each check names the argument, what came and what is accepted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -114,15 +114,33 @@ def reduction(value: str, accepted: Sequence[str], name: str, rows: Tensor) -> N
         raise ValueError(f"{name}: the batch is empty, accepted with reduction {value!r}: at least one sample")
 
 
-def separate(**outputs: Tensor) -> None:
-    """Tensors that are written in place: each element has memory of its own."""
+def written(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    """Tensors written in place: dense, without a gradient, and with no memory in common with any other."""
     for name, value in outputs.items():
         if not value.is_contiguous():
             raise ValueError(
-                f"{name}: is written in place, accepted: a contiguous tensor; got strides {value.stride()}"
+                f"{name}: got strides {value.stride()}, accepted: a contiguous tensor, it is written in place"
             )
         if value.requires_grad:
-            raise ValueError(f"{name}: is written in place, accepted: a tensor that requires no gradient")
+            raise ValueError(f"{name}: requires a gradient, accepted: a tensor that does not, it is written in place")
+        for other, beside in {**inputs, **outputs}.items():
+            if other != name and _overlap(value, beside):
+                raise ValueError(
+                    f"{name}: overlaps {other} in memory, accepted: memory of its own, it is written in place"
+                )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the address ranges of two tensors meet; a trace has no addresses."""
+    if torch.compiler.is_compiling() or not (a.numel() and b.numel()):
+        return False
+    (a_start, a_end), (b_start, b_end) = _addresses(a), _addresses(b)
+    return a_start < b_end and b_start < a_end
+
+
+def _addresses(value: Tensor) -> tuple[int, int]:
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr(), value.data_ptr() + extent * value.element_size()
 
 
 def size(name: str, value: int) -> None:

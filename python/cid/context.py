@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cid import _checks
-from cid import functional as F  # noqa: N812
+from cid import functional as F
 
 
 class ContextBank(nn.Module):

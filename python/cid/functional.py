@@ -14,7 +14,7 @@ Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
@@ -56,7 +56,10 @@ class CIDOutput(NamedTuple):
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in float32 where autocast is on, so that a loss of half-precision layers is computed widely."""
     lead = tensors[0]
-    if isinstance(lead, Tensor) and torch.is_autocast_enabled(lead.device.type):
+    if not isinstance(lead, Tensor):  # refused by the checks that follow
+        return tensors
+    device = lead.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return tuple(t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
     return tensors
 
@@ -293,10 +296,11 @@ def accumulate_context(
     _checks.as_wide("features", features, numerator=numerator, denominator=denominator)
     _checks.shape("numerator", numerator, ("C", "D"))
     _checks.shape("denominator", denominator, (numerator.shape[0],))
-    _checks.separate(numerator=numerator, denominator=denominator)
     _checks.shape("features", features, ("B", numerator.shape[1]))
     _checks.shape("weights", weights, (features.shape[0],))
     _checks.labels("target", target, features, ignore_index)
+    inputs = {"features": features, "weights": weights, "target": target}
+    _checks.written(inputs, {"numerator": numerator, "denominator": denominator})
     chosen = select(backend, features, weights, numerator, denominator)
     chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
 
@@ -482,6 +486,7 @@ def cid_loss(
     features, weight, bias = _autocast(student_features, adapter_weight, adapter_bias)
     _checks.floats(student_features=features, adapter_weight=weight, adapter_bias=bias)
     _checks.shape("student_features", student_features, ("B", "Ds"))
+    _checks.tensor("teacher_features", teacher_features)
     _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
     sizes = teacher_features.shape[1], student_features.shape[1]
     _checks.shape("adapter_weight", adapter_weight, sizes)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cid import _checks
-from cid import functional as F  # noqa: N812
+from cid import functional as F
 from cid.context import ContextBank
 from cid.functional import CIDOutput
 from cid.head import InterventionalHead

@@ -5,7 +5,7 @@ the device. Callers have checked the arguments, but for the values of the labels
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks

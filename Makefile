@@ -1,0 +1,70 @@
+# Two commands do everything on a machine with Python 3.11 and Rust: `make demo` and `make test`.
+# Each installs what it needs into .venv first, and rebuilds nothing that has not changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Both maturin and pyo3's build script look for the environment's own interpreter.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: help demo test check format fix lint types pytest cargo-test bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: .venv/.native ## Set up, then distil a digits classifier three ways and print the table
+	cid distill
+
+test: pytest cargo-test ## Set up, then run all tests, doctests included
+
+check: format lint types test ## Everything that a commit must pass
+
+format: .venv/.requirements ## Check the formatting (`make fix` mends it)
+	ruff format --check .
+	cargo fmt --all --check
+
+fix: .venv/.requirements ## Format, and mend what the linters can
+	ruff format .
+	ruff check --fix .
+	cargo fmt --all
+
+lint: .venv/.requirements ## Lint Python and Rust, warnings denied
+	ruff check .
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+types: .venv/.requirements ## Check the types, strictly
+	mypy
+
+pytest: .venv/.native
+	python -m pytest
+
+cargo-test: .venv/.requirements
+	cargo test --locked -p cid-kernels
+
+bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
+	python -m benches.losses
+
+lock: .venv/.requirements ## Pin the newest versions of all development requirements
+	echo '# Made by `make lock` from pyproject.toml and requirements-dev.in.' > requirements-dev.txt
+	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --extra train \
+		pyproject.toml requirements-dev.in >> requirements-dev.txt
+
+clean: ## Remove the environment and everything built
+	rm -rf .venv target python/cid/_native.*.so
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (set PYTHON): found " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.requirements: .venv/bin/uv requirements-dev.txt
+	uv pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+.venv/.native: .venv/.requirements $(RUST)
+	maturin develop --quiet --release --uv --locked
+	@touch $@

@@ -1,0 +1,25 @@
+"""What all tests share."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Imports and first calls are slow, examples are not: a deadline would only measure the machine.
+settings.register_profile("cid", deadline=None, max_examples=40)
+settings.load_profile("cid")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers with two threads each on two cores wait for each other more than they compute.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _automatic_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CID_BACKEND", raising=False)

@@ -1,0 +1,292 @@
+"""Bad input is refused by name, says what came and what is accepted, and changes nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cid
+from cid import functional as F
+from cid.backends import BACKENDS, native
+
+B, C, D = 6, 4, 9
+S, Q = torch.randn(B, C), torch.randn(B, C)
+FS, FT = torch.randn(B, D), torch.randn(B, D)
+Y = torch.arange(B) % C
+W, M = torch.rand(B), torch.randn(C, D)
+HEAD, BIAS = torch.randn(C, 2 * D), torch.randn(C)
+
+CALLS: dict[str, dict[str, Any]] = {
+    "kd_loss": {"student_logits": S, "teacher_logits": Q},
+    "sample_loss": {"student_features": FS, "teacher_features": FT},
+    "class_loss": {"student_features": FS, "teacher_features": FT, "target": Y},
+    "context_weights": {"teacher_logits": Q, "target": Y},
+    "accumulate_context": {
+        "features": FS,
+        "weights": W,
+        "target": Y,
+        "numerator": torch.zeros(C, D),
+        "denominator": torch.zeros(C),
+    },
+    "marginal_context": {"student_logits": S, "context": M},
+    "interventional_logits": {"features": FS, "logits": S, "context": M, "weight": HEAD, "bias": BIAS},
+    "cid_loss": {
+        "student_features": FS,
+        "student_logits": S,
+        "teacher_features": FT,
+        "teacher_logits": Q,
+        "target": Y,
+        "adapter_weight": torch.randn(D, D),
+        "adapter_bias": torch.randn(D),
+        "head_weight": HEAD,
+        "head_bias": BIAS,
+        "context": M,
+        "beta": 1.0,
+        "gamma": 1.0,
+    },
+}
+# cid_loss hands its head to interventional_logits, which calls it by its own names.
+RENAMED = {
+    ("cid_loss", "head_weight"): "weight",
+    ("cid_loss", "head_bias"): "bias",
+}
+backends = pytest.mark.parametrize("backend", BACKENDS)
+arguments = pytest.mark.parametrize(
+    ("name", "argument"), [(name, a) for name, call in CALLS.items() for a, x in call.items() if isinstance(x, Tensor)]
+)
+
+
+def call(name: str, backend: str | None = None, **changed: Any) -> Any:
+    return getattr(F, name)(**(CALLS[name] | changed), backend=backend)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@backends
+def test_the_call_itself_is_fine(name: str, backend: str) -> None:
+    call(name, backend, **({"numerator": torch.zeros(C, D)} if name == "accumulate_context" else {}))
+
+
+@arguments
+@backends
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda x: x.tolist(), TypeError),
+        (lambda x: None, TypeError),
+        (lambda x: x.numpy(), TypeError),
+        (lambda x: x.int(), TypeError),
+        (lambda x: x.to(torch.complex64), TypeError),
+        (lambda x: x.to_sparse(), TypeError),
+        (lambda x: x[None], ValueError),
+        (lambda x: x[: len(x) - 1], ValueError),
+        (lambda x: x.to("meta"), ValueError),
+    ],
+    ids=["list", "None", "numpy", "int32", "complex", "sparse", "rank", "rows", "device"],
+)
+def test_each_tensor_is_checked(name: str, argument: str, backend: str, change: Any, error: type[Exception]) -> None:
+    bad = change(CALLS[name][argument])
+    if bad is None and (name, argument) == ("cid_loss", "context"):
+        return  # means warm-up
+    if (name, argument) == ("marginal_context", "student_logits") and isinstance(bad, Tensor) and len(bad) == B - 1:
+        return  # any number of rows goes with that context
+    with pytest.raises(error) as caught:
+        call(name, backend, **{argument: bad})
+    message = str(caught.value)
+    named = [*CALLS[name], RENAMED.get((name, argument), argument), "features", "logits"]
+    assert message.partition(":")[0] in named, message
+    assert "accepted" in message
+
+
+@backends
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("class_loss", "0 and up"), ("context_weights", "0 to 3"), ("cid_loss", "0 to 3")]
+)
+@pytest.mark.parametrize("label", [-1, -101, 4, 2**40, -(2**63)])
+def test_labels_out_of_range(name: str, accepted: str, label: int, backend: str) -> None:
+    if name == "class_loss" and label > 0:
+        return  # labels are names there
+    contexts: list[dict[str, Tensor | None]] = [{"context": M}, {"context": None}] if name == "cid_loss" else [{}]
+    for context in contexts:
+        with pytest.raises(ValueError, match=rf"^target: label {label} at index 2\b.*accepted: "):
+            call(name, backend, target=Y.index_fill(0, torch.tensor(2), label), **context)
+
+
+@backends
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"target": Y.index_fill(0, torch.tensor(5), C)},
+        {"features": FS[:, :-1]},
+        {"weights": W[:-1]},
+        {"denominator": torch.zeros(C + 1)},
+        {"features": FS.double()},
+    ],
+    ids=["label", "columns", "rows", "classes", "dtype"],
+)
+def test_a_refused_batch_adds_nothing(backend: str, changed: dict[str, Tensor]) -> None:
+    numerator, denominator = torch.ones(C, D), torch.ones(C)
+    with pytest.raises((ValueError, TypeError)):
+        call("accumulate_context", backend, **({"numerator": numerator, "denominator": denominator} | changed))
+    assert (numerator == 1).all()
+    assert (denominator == 1).all()
+
+
+@backends
+def test_outputs_must_have_memory_of_their_own(backend: str) -> None:
+    wide = torch.zeros(C, 2 * D)
+    with pytest.raises(ValueError, match=r"^numerator: .*contiguous"):
+        call("accumulate_context", backend, numerator=wide[:, ::2])
+    with pytest.raises(ValueError, match=r"^denominator: .*contiguous"):
+        call("accumulate_context", backend, denominator=torch.zeros(1).expand(C))
+    with pytest.raises(ValueError, match=r"^numerator: .*gradient"):
+        call("accumulate_context", backend, numerator=torch.zeros(C, D, requires_grad=True))
+
+
+@backends
+def test_outputs_must_not_overlap(backend: str) -> None:
+    shared = torch.ones(C * D + C)
+    numerator = shared[: C * D].view(C, D)
+    with pytest.raises(ValueError, match=r"^numerator: overlaps denominator"):
+        call("accumulate_context", backend, numerator=numerator, denominator=shared[C * D - 1 : C * D + C - 1])
+    with pytest.raises(ValueError, match=r"^numerator: overlaps features"):
+        call("accumulate_context", backend, numerator=numerator, features=numerator[1:2], weights=W[:1], target=Y[:1])
+    beside = shared[C * D :]
+    call("accumulate_context", backend, numerator=numerator.zero_(), denominator=beside.zero_())
+    shared.fill_(1)
+    assert (shared == 1).all()
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "4", None, True])
+def test_temperature(value: Any) -> None:
+    for name in ("kd_loss", "context_weights", "marginal_context", "interventional_logits"):
+        with pytest.raises((ValueError, TypeError), match=r"^temperature: got .*accepted: "):
+            call(name, temperature=value)
+    for make in (cid.KDLoss, lambda **k: cid.InterventionalHead(3, 4, **k), lambda **k: cid.ContextBank(3, 4, **k)):
+        with pytest.raises((ValueError, TypeError), match=r"^temperature: got .*accepted: "):
+            make(temperature=value)
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1"])
+def test_factors(name: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"^{name}: got .*accepted: "):
+        call("cid_loss", **{name: value})
+    with pytest.raises((ValueError, TypeError), match=rf"^{name}: got .*accepted: "):
+        cid.CIDLoss(4, 4, 3, **({"beta": 1.0, "gamma": 1.0} | {name: value}))
+
+
+@backends
+def test_reduction(backend: str) -> None:
+    with pytest.raises(ValueError, match=r"^reduction: got 'avg', accepted: 'none', 'mean', 'sum', 'batchmean'"):
+        call("kd_loss", backend, reduction="avg")
+    with pytest.raises(ValueError, match=r"^reduction: got 'batchmean', accepted: 'none', 'mean', 'sum'"):
+        call("sample_loss", backend, reduction="batchmean")
+    with pytest.raises(ValueError, match=r"^reduction"):
+        cid.KDLoss(reduction="avg")
+    with pytest.raises(ValueError, match=r"^reduction"):
+        cid.SampleLoss(reduction="batchmean")
+
+
+@backends
+def test_empty_batch(backend: str) -> None:
+    """A sum over nothing is 0, a mean over nothing is refused."""
+    s, f, y = S[:0], FS[:0], Y[:0]
+    for reduction in ("mean", "batchmean"):
+        with pytest.raises(ValueError, match=r"^student_logits: the batch is empty"):
+            F.kd_loss(s, s, reduction=reduction, backend=backend)
+    with pytest.raises(ValueError, match=r"^student_features: the batch is empty"):
+        F.sample_loss(f, f, backend=backend)
+    assert F.kd_loss(s, s, reduction="none", backend=backend).shape == (0,)
+    leaf = s.clone().requires_grad_()
+    F.kd_loss(leaf, s, reduction="sum", backend=backend).backward()
+    assert leaf.grad is not None
+    assert F.sample_loss(f, f, reduction="sum", backend=backend) == 0
+    assert F.class_loss(f, f, y, backend=backend) == 0
+    assert F.context_weights(s, y, backend=backend).shape == (0,)
+    assert F.marginal_context(s, M, backend=backend).shape == (0, D)
+    numerator, denominator = torch.ones(C, D), torch.ones(C)
+    F.accumulate_context(f, W[:0], y, numerator, denominator, backend=backend)
+    assert (numerator == 1).all()
+
+
+@backends
+def test_degenerate_sizes(backend: str) -> None:
+    """No classes are refused; one class, one sample and no features are fine."""
+    with pytest.raises(ValueError, match=r"^student_logits: .*at least one class"):
+        F.kd_loss(S[:, :0], S[:, :0], backend=backend)
+    assert F.kd_loss(S[:, :1], Q[:, :1], backend=backend) == 0
+    assert F.sample_loss(FS[:, :0], FS[:, :0], backend=backend) == 0
+    assert F.class_loss(FS[:, :0], FS[:, :0], Y, backend=backend) == 0
+
+
+def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^backend: got 'cuda'; accepted: 'auto', 'native', 'reference'"):
+        call("kd_loss", "cuda")
+    with pytest.raises(RuntimeError, match=r"'native' can't take this call: a tensor is torch\.bfloat16"):
+        call("kd_loss", "native", student_logits=S.bfloat16(), teacher_logits=Q.bfloat16())
+    monkeypatch.setenv("CID_BACKEND", "nativ")
+    with pytest.raises(ValueError, match=r"^CID_BACKEND: got 'nativ'"):
+        call("kd_loss")
+    monkeypatch.setenv("CID_BACKEND", "native")
+    with pytest.raises(RuntimeError, match="'native' can't take"):
+        call("kd_loss", student_logits=S.half(), teacher_logits=Q.half())
+    assert call("kd_loss", "reference", student_logits=S.half(), teacher_logits=Q.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    for name in ("kd_loss", "sample_loss", "class_loss"):
+        half = {k: x.to(dtype) if x.is_floating_point() else x for k, x in CALLS[name].items()}
+        student = next(iter(half))
+        half[student] = half[student].requires_grad_()
+        loss = call(name, **half)
+        assert loss.dtype == torch.float32
+        (grad,) = torch.autograd.grad(loss, half[student])
+        assert grad.dtype == dtype
+        wide = {k: x.float() if x.is_floating_point() else x for k, x in half.items()}
+        torch.testing.assert_close(loss, call(name, **wide))
+
+
+def test_autocast_is_computed_in_float32() -> None:
+    """As PyTorch's losses: layers in bfloat16, the loss of their outputs in float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = F.kd_loss(S.bfloat16(), Q)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, F.kd_loss(S.bfloat16().float(), Q))
+        criterion = cid.CIDLoss(D, D, C, beta=1.0, gamma=1.0, warmup_epochs=0)
+        leaf = FS.clone().requires_grad_()
+        layer = nn.Linear(D, C)
+        out = criterion(leaf.bfloat16(), layer(leaf), FT, Q, Y)
+        out.loss.backward()
+        assert out.loss.dtype == torch.float32
+        assert leaf.grad is not None
+        assert criterion.bank.denominator.sum() > 0
+
+
+def test_subclasses_and_transforms_fall_back() -> None:
+    """What the kernels can't read silently is left to the reference; asked for by name they say so."""
+
+    class Tagged(Tensor):
+        pass
+
+    tagged = S.as_subclass(Tagged)
+    torch.testing.assert_close(F.kd_loss(tagged, Q).as_subclass(Tensor), F.kd_loss(S, Q))
+    with pytest.raises(RuntimeError, match="Tagged"):
+        F.kd_loss(tagged, Q, backend="native")
+    grad = torch.func.grad(lambda s: F.kd_loss(s, Q))(S)
+    leaf = S.clone().requires_grad_()
+    F.kd_loss(leaf, Q).backward()
+    torch.testing.assert_close(grad, leaf.grad)
+    per_sample = torch.vmap(lambda s, q: F.kd_loss(s[None], q[None]))(S, Q)
+    torch.testing.assert_close(per_sample, F.kd_loss(S, Q, reduction="none"))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(S, torch.ones_like(S))
+        tangent = torch.autograd.forward_ad.unpack_dual(F.kd_loss(dual, Q)).tangent
+        assert tangent is not None
+        with pytest.raises(RuntimeError, match="forward-mode"):
+            F.kd_loss(dual, Q, backend="native")
+
+
+def test_refusal_names_the_device() -> None:
+    assert native.refusal([S.to("meta")]) == "a tensor is on meta, accepted: cpu"

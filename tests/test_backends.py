@@ -1,0 +1,329 @@
+"""The native backend against the reference, which is the truth in float64."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cid import functional as F
+from cid.backends import select
+from tests.cases import IGNORE, TERMS, Term, features, labels, logits
+
+SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 37, 129, 333]))
+terms = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
+types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+backends = pytest.mark.parametrize("backend", ["reference", "native"])
+
+
+def worst(ours: Tensor, truth: Tensor) -> float:
+    """The largest error, relative to the largest value."""
+    return float((ours.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-300))
+
+
+@terms
+@given(rows=SIZES, columns=SIZES, seed=st.integers(0, 2**32))
+def test_float64_equals_the_reference(term: Term, rows: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = term.draw(rows, columns, torch.float64)
+    ours, truth = (term.value_and_grad(inputs, backend) for backend in ("native", "reference"))
+    for mine, theirs in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@terms
+@pytest.mark.parametrize("shape", [(64, 100), (37, 129), (16, 5000), (1000, 10), (3, 2048), (3, 2049)])
+def test_float32_is_at_least_as_accurate_as_eager(term: Term, shape: tuple[int, int]) -> None:
+    ours_worst, eager_worst = [0.0, 0.0], [0.0, 0.0]
+    for seed in range(5):
+        torch.manual_seed(seed)
+        inputs = term.draw(*shape, torch.float32)
+        wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+        truth = term.value_and_grad(wide, "reference")
+        for errors, backend in ((ours_worst, "native"), (eager_worst, "reference")):
+            for i, (mine, theirs) in enumerate(zip(term.value_and_grad(inputs, backend), truth, strict=True)):
+                errors[i] = max(errors[i], worst(mine, theirs))
+    for our_error, eager_error in zip(ours_worst, eager_worst, strict=True):
+        # Both errors are a few roundings; half a unit in the last place is as good as exact.
+        assert our_error <= max(eager_error, 2**-24), (ours_worst, eager_worst)
+
+
+@terms
+@types
+@pytest.mark.parametrize("factor", [1e-30, 1e-10, 1e10, 1e30])
+def test_extreme_factors(term: Term, dtype: torch.dtype, factor: float) -> None:
+    """Wherever the float64 truth is representable the result is it, not an overflow or a NaN."""
+    inputs = tuple(x * factor if x.is_floating_point() else x for x in term.draw(33, 129, dtype))
+    wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    ours, truth = term.value_and_grad(inputs, "native"), term.value_and_grad(wide, "reference")
+    for mine, theirs in zip(ours, truth, strict=True):
+        expected = theirs.to(dtype)
+        # A normalisation divides by max(norm, 1e-12): what is tiny beside its factor is lost by design in both.
+        scale = float(theirs[theirs.isfinite()].abs().max())
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5 * min(scale, 1e30))
+
+
+@backends
+@types
+def test_nan_stays_in_its_row(backend: str, dtype: torch.dtype) -> None:
+    s, q = logits(4, 37, dtype), logits(4, 37, dtype)
+    s[1, 5], q[2, 36] = float("nan"), float("nan")
+    s.requires_grad_()
+    rows = F.kd_loss(s, q, reduction="none", backend=backend)
+    (grad,) = torch.autograd.grad(rows.sum(), s)
+    assert rows.isnan().tolist() == [False, True, True, False]
+    assert grad.isnan().all(1).tolist() == [False, True, True, False]
+
+
+@backends
+@types
+def test_masked_classes(backend: str, dtype: torch.dtype) -> None:
+    """A class that both rule out adds nothing; one that the student alone rules out is infinitely wrong."""
+    s, q = logits(3, 10, dtype), logits(3, 10, dtype)
+    q[0, 4] = s[0, 4] = q[1, 2] = s[2, 7] = -torch.inf
+    s.requires_grad_()
+    rows = F.kd_loss(s, q, reduction="none", backend=backend)
+    assert rows[:2].isfinite().all()
+    assert rows[2] == torch.inf
+    (grad,) = torch.autograd.grad(rows[:2].sum(), s)
+    assert grad[:2].isfinite().all()
+    assert grad[0, 4] == 0
+
+
+@backends
+@types
+def test_a_teacher_row_of_zeros_counts_nothing(backend: str, dtype: torch.dtype) -> None:
+    s, t = features(3, 9, dtype).requires_grad_(), features(3, 9, dtype)
+    t[1] = 0
+    rows = F.sample_loss(s, t, reduction="none", backend=backend)
+    (grad,) = torch.autograd.grad(rows.sum(), s)
+    assert rows[1] == 0
+    assert (grad[1] == 0).all()
+    assert (rows[[0, 2]] > 0).all()
+
+
+@backends
+@types
+@pytest.mark.parametrize("target", [[0, 1, 2, 3], [IGNORE] * 4, [2, IGNORE, 3, IGNORE]])
+def test_no_pairs_no_class_loss(backend: str, dtype: torch.dtype, target: list[int]) -> None:
+    s = features(4, 9, dtype).requires_grad_()
+    loss = F.class_loss(s, features(4, 5, dtype), torch.tensor(target), backend=backend)
+    loss.backward()
+    assert loss == 0
+    assert s.grad is not None
+    assert (s.grad == 0).all()
+
+
+@backends
+@types
+def test_ignored_samples_may_hold_anything(backend: str, dtype: torch.dtype) -> None:
+    f, t, q = features(6, 9, dtype), features(6, 5, dtype), logits(6, 4, dtype)
+    y = torch.tensor([0, 1, 0, IGNORE, 1, 0])
+    keep = y != IGNORE
+    for x in (f, t, q):
+        x[3] = torch.nan
+    f.requires_grad_()
+    loss = F.class_loss(f, t, y, backend=backend)
+    (grad,) = torch.autograd.grad(loss, f)
+    torch.testing.assert_close(loss, F.class_loss(f[keep], t[keep], y[keep], backend=backend))
+    assert (grad[3] == 0).all()
+    w = F.context_weights(q, y, backend=backend)
+    assert w[3] == 0
+    numerator, denominator = torch.zeros(4, 9, dtype=dtype), torch.zeros(4, dtype=dtype)
+    F.accumulate_context(f, torch.full_like(w, torch.nan).where(~keep, w), y, numerator, denominator, backend=backend)
+    assert numerator.isfinite().all()
+    torch.testing.assert_close(denominator[0], w[[0, 2, 5]].sum())
+
+
+@backends
+@types
+def test_all_ignored_cross_entropy_is_zero(backend: str, dtype: torch.dtype) -> None:
+    z = logits(3, 4, dtype).requires_grad_()
+    loss = select(backend, z).cross_entropy(z, torch.full((3,), IGNORE), IGNORE)
+    loss.backward()
+    assert loss == 0
+    assert z.grad is not None
+    assert (z.grad == 0).all()
+
+
+@types
+@given(rows=SIZES, classes=SIZES, dim=SIZES, seed=st.integers(0, 2**32))
+def test_context(dtype: torch.dtype, rows: int, classes: int, dim: int, seed: int) -> None:
+    """Weights and sums; they add to what is there."""
+    torch.manual_seed(seed)
+    f, q, y = features(rows, dim, dtype), logits(rows, classes, dtype), labels(rows, classes)
+    start = features(classes, dim + 1, dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    results = []
+    for backend in ("native", "reference"):
+        numerator, denominator = start[:, 1:].contiguous(), start[:, 0].contiguous()
+        w = F.context_weights(q, y, temperature=2.0, backend=backend)
+        F.accumulate_context(f, w, y, numerator, denominator, backend=backend)
+        results.append((w, numerator, denominator))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+@terms
+@backends
+def test_gradcheck(term: Term, backend: str) -> None:
+    inputs = term.draw(7, 5, torch.float64)
+    student = inputs[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: term.call(s, *inputs[1:], backend=backend), (student,))
+
+
+@terms
+def test_second_order_is_refused_not_wrong(term: Term) -> None:
+    inputs = term.draw(7, 5, torch.float64)
+    student = inputs[0].requires_grad_()
+    loss = term.call(student, *inputs[1:], backend="native").sum()
+    (grad,) = torch.autograd.grad(loss, student, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@terms
+def test_backward_scales_and_repeats(term: Term) -> None:
+    """Any `grad_output`, and a second backward over the same graph gives the same again."""
+    inputs = term.draw(9, 17, torch.float64)
+    student = inputs[0].requires_grad_()
+    loss = term.call(student, *inputs[1:], backend="native").sum()
+    first, second = (torch.autograd.grad(-2.5 * loss, student, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, -2.5 * term.value_and_grad(inputs, "reference")[1])
+
+
+@backends
+@pytest.mark.parametrize("name", ["kd", "sample"])
+def test_reductions(name: str, backend: str) -> None:
+    term = TERMS[name]
+    s, t = term.draw(9, 17, torch.float64)
+    weights = torch.rand(9, dtype=torch.float64)
+    leaf = s.clone().requires_grad_()
+    rows = term.call(leaf, t, reduction="none", backend=backend)
+    assert rows.shape == (9,)
+    (by_row,) = torch.autograd.grad(rows, leaf, weights)
+    for reduction, factor in (("sum", 1.0), ("mean", 1 / 9), *([("batchmean", 1 / 9)] if name == "kd" else [])):
+        leaf = s.clone().requires_grad_()
+        value = term.call(leaf, t, reduction=reduction, backend=backend)
+        torch.testing.assert_close(value, factor * rows.detach().sum())
+        (grad,) = torch.autograd.grad(value, leaf)
+        torch.testing.assert_close(grad * weights[:, None], factor * by_row)
+
+
+@terms
+def test_only_the_student_gets_a_gradient(term: Term) -> None:
+    inputs = term.draw(9, 17, torch.float64)
+    for backend in ("native", "reference"):
+        leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
+        term.call(*leaves, backend=backend).sum().backward()
+        assert leaves[0].grad is not None
+        assert all(x.grad is None for x in leaves[1:])
+        with torch.no_grad():
+            assert not term.call(*leaves, backend=backend).requires_grad
+        frozen = [x.detach() for x in leaves]
+        assert not term.call(*frozen, backend=backend).requires_grad
+
+
+@terms
+@types
+def test_layouts(term: Term, dtype: torch.dtype) -> None:
+    """Transposed, strided, negated and expanded tensors give what their dense copies give."""
+    inputs = term.draw(12, 10, dtype)
+    expected = term.value_and_grad(inputs, "native")
+
+    def strided(x: Tensor) -> Tensor:
+        wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+        wide[..., ::2] = x
+        return wide[..., ::2]
+
+    for change in (
+        strided,
+        lambda x: x.T.contiguous().T,
+        lambda x: torch._neg_view(-x) if x.is_floating_point() else x,
+    ):
+        changed = [change(x) for x in inputs]
+        leaf = changed[0].requires_grad_()
+        value = term.call(leaf, *changed[1:], backend="native")
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        torch.testing.assert_close(value.detach(), expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(grad, expected[1], rtol=0, atol=0)
+    row = inputs[0][:1].expand(12, *inputs[0].shape[1:])
+    assert torch.equal(
+        term.call(row, *inputs[1:], backend="native"), term.call(row.clone(), *inputs[1:], backend="native")
+    )
+
+
+@terms
+@types
+def test_same_bits_for_any_number_of_threads(term: Term, dtype: torch.dtype) -> None:
+    inputs = term.draw(517, 333, dtype)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(term.value_and_grad(inputs, "native"))
+    finally:
+        torch.set_num_threads(before)
+    if term.name == "marginal":  # its product is PyTorch's
+        return
+    for value, grad in results[1:]:
+        assert torch.equal(value, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_no_grad_and_inference_mode() -> None:
+    s, q = logits(4, 9, torch.float32).requires_grad_(), logits(4, 9, torch.float32)
+    expected = F.kd_loss(s, q, backend="native").detach()
+    with torch.no_grad():
+        assert torch.equal(F.kd_loss(s, q, backend="native"), expected)
+    with torch.inference_mode():
+        assert torch.equal(F.kd_loss(s, q, backend="native"), expected)
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_does_not_hang() -> None:
+    done = _run(
+        "import os, torch, warnings; warnings.simplefilter('ignore')\n"
+        "from cid.functional import kd_loss\n"
+        "torch.set_num_threads(2)\n"
+        "s, q = torch.randn(512, 1000), torch.randn(512, 1000)\n"
+        "a = kd_loss(s, q, backend='native')\n"
+        "pid = os.fork()\n"
+        "if pid == 0: os._exit(0 if torch.equal(a, kd_loss(s, q, backend='native')) else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_calls_from_many_threads() -> None:
+    """The lock of the interpreter is free while a kernel runs, and threads do not disturb each other."""
+    s, q = logits(512, 1000, torch.float32), logits(512, 1000, torch.float32)
+    expected = F.kd_loss(s, q, backend="native")
+    wrong: list[Tensor] = []
+
+    def work() -> None:
+        for _ in range(20):
+            loss = F.kd_loss(s, q, backend="native")
+            if not torch.equal(loss, expected):
+                wrong.append(loss)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 60
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    assert not any(worker.is_alive() for worker in workers)
+    assert not wrong

@@ -1,0 +1,254 @@
+"""The distiller around models that it has never seen."""
+
+import copy
+import threading
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cid
+
+B, C = 8, 5
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Net(nn.Module):
+    """A classifier whose forward is more than its layers in a row."""
+
+    def __init__(self, width: int, *, fails: bool = False, twice: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Linear(20, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.fc = nn.Linear(width, C)
+        self.fails = fails
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.body(x)).relu()
+        if self.twice:
+            self.fc(h * 7)
+        out: Tensor = self.fc(h)
+        if self.fails:
+            raise RuntimeError("half-way")
+        return out
+
+
+def make(student: nn.Module | None = None, teacher: nn.Module | None = None, **options: object) -> cid.Distiller:
+    defaults: dict[str, object] = {"num_classes": C, "beta": 3.0, "gamma": 0.5, "warmup_epochs": 0}
+    return cid.Distiller(student or Net(12), teacher or Net(30), **(defaults | options))  # type: ignore[arg-type]
+
+
+def hooks(module: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+def data() -> tuple[Tensor, Tensor]:
+    return torch.randn(B, 20), torch.arange(B) % C
+
+
+def test_it_captures_what_the_layer_sees() -> None:
+    distiller = make()
+    x, y = data()
+    distiller.eval()
+    out = distiller(x, y)
+    s, t = distiller.student_model, distiller.teacher_model
+    assert isinstance(s, Net)
+    assert isinstance(t, Net)
+    f, g = s.norm(s.body(x)).relu(), t.norm(t.body(x)).relu()
+    expected = distiller.criterion(f, s.fc(f), g, t.fc(g), y)
+    torch.testing.assert_close(out.loss, expected.loss)
+    assert distiller.criterion.adapter.in_features == 12
+    assert distiller.criterion.adapter.out_features == 30
+
+
+def test_nothing_stays_on_the_models() -> None:
+    distiller = make()
+    distiller(*data())
+    distiller.predict(data()[0])
+    assert hooks(distiller) == 0
+
+
+def test_the_last_fitting_layer_is_found() -> None:
+    student = nn.Sequential(nn.Linear(20, C), nn.ReLU(), nn.Linear(C, 9), nn.ReLU(), nn.Linear(9, C), nn.Linear(C, 3))
+    assert make(student).student_layer == "4"
+    assert make(student, student_layer="0").student_layer == "0"
+
+
+def test_no_fitting_layer() -> None:
+    with pytest.raises(
+        ValueError, match=r"^student: no linear layer yields num_classes=5.*'0' \(20 -> 4\).*student_layer"
+    ):
+        make(nn.Sequential(nn.Linear(20, 4)))
+    with pytest.raises(ValueError, match=r"^teacher: no linear layer.*no linear layer at all"):
+        make(teacher=nn.Sequential(nn.Conv2d(1, C, 1)))
+
+
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match=r"^student_layer: got 'head', accepted: .*'fc' \(12 -> 5\)"):
+        make(student_layer="head")
+    with pytest.raises(ValueError, match=r"^student_layer: 'norm' is a BatchNorm1d, accepted: "):
+        make(student_layer="norm")
+    with pytest.raises(ValueError, match=r"^teacher_layer: 'body' yields 30 values, accepted: num_classes=5"):
+        make(teacher_layer="body")
+    with pytest.raises(TypeError, match=r"^student: got function, accepted: torch.nn.Module"):
+        cid.Distiller(lambda x: x, Net(3), num_classes=C, beta=1.0, gamma=1.0)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_is_not_called() -> None:
+    class Idle(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)[:, :C]
+
+    with pytest.raises(RuntimeError, match=r"^student: its layer 'fc' was not called"):
+        make(Idle(12))(*data())
+
+
+def test_features_must_be_rows() -> None:
+    with pytest.raises(
+        ValueError, match=r"^student: the input of its layer 'fc' has shape \(8, 3, 12\), accepted: \(B, D\)"
+    ):
+        make(_Tokens(12))(*data())
+
+
+class _Tokens(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.body(x))[:, None].expand(-1, 3, -1)).mean(1)
+
+
+def test_a_layer_used_twice_counts_with_its_last_call() -> None:
+    x, y = data()
+    once, twice = Net(12), Net(12, twice=True)
+    twice.load_state_dict(once.state_dict())
+    teacher = Net(30)
+    a, b = make(once, teacher), make(twice, teacher)
+    b.criterion.load_state_dict(a.criterion.state_dict())
+    assert torch.equal(a(x, y).loss, b(x, y).loss)
+
+
+def test_a_failed_forward_leaves_nothing_behind() -> None:
+    student = Net(12, fails=True)
+    distiller = make(student)
+    x, y = data()
+    with pytest.raises(RuntimeError, match="half-way"):
+        distiller(x, y)
+    assert hooks(distiller) == 0
+    assert not distiller.criterion.bank.denominator.any()
+    student.fails = False
+    fresh = make(copy.deepcopy(student), distiller.teacher_model)
+    fresh.criterion.load_state_dict(distiller.criterion.state_dict())
+    assert torch.equal(distiller(x, y).loss, fresh(x, y).loss)
+
+
+def _replica(module: M) -> M:
+    """What torch.nn.parallel.replicate makes for each device."""
+    replica: M = module._replicate_for_data_parallel()
+    replica._parameters = dict(module._parameters)
+    replica._buffers = dict(module._buffers)
+    replica._modules = {name: child and _replica(child) for name, child in module._modules.items()}
+    return replica
+
+
+def test_replicas_keep_apart() -> None:
+    """Replicas share one dictionary of hooks and run in threads, as in nn.DataParallel."""
+    distiller = make().eval()
+    x, _ = data()
+    replicas = [_replica(distiller) for _ in range(4)]
+    inputs = [x + i for i in range(4)]
+    expected = [distiller.predict(i) for i in inputs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            if not torch.equal(replicas[i].predict(inputs[i]), expected[i]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    assert hooks(distiller) == 0
+
+
+def test_the_teacher_never_trains() -> None:
+    teacher = Net(30)
+    distiller = make(teacher=teacher)
+    before = copy.deepcopy(teacher.state_dict())
+    distiller.train()
+    assert not teacher.training
+    teacher.train()
+    teacher.norm.train()
+    distiller(*data()).loss.backward()
+    teacher.eval()
+    teacher.norm.train()
+    distiller(*data()).loss.backward()
+    assert not teacher.norm.training
+    assert all(torch.equal(x, before[k]) for k, x in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_frozen_body() -> None:
+    """Gradients are asked only of what requires them."""
+    student = Net(12)
+    student.body.requires_grad_(False)
+    distiller = make(student)
+    distiller(*data()).loss.backward()
+    assert student.body.weight.grad is None
+    assert student.fc.weight.grad is not None
+    assert all(p.requires_grad for group in distiller.param_groups(0.1) for p in group["params"])
+
+
+def test_the_exported_student_stands_alone() -> None:
+    distiller = make(warmup_epochs=1)
+    x, y = data()
+    distiller(x, y)
+    distiller.epoch_end()
+    distiller.eval()
+    expected = distiller.predict(x)
+    student = distiller.student()
+    assert torch.equal(student(x), expected)
+    distiller.train()
+    distiller(x, y)
+    distiller.epoch_end()
+    with torch.no_grad():
+        distiller.criterion.head.weight.zero_()
+        for p in distiller.student_model.parameters():
+            p.zero_()
+    assert torch.equal(student(x), expected)
+    other = make(warmup_epochs=1).student()
+    other.load_state_dict(student.state_dict())
+    assert torch.equal(other(x), expected)
+
+
+def test_gradients_flow_through_the_exported_student() -> None:
+    student = make().student()
+    student(data()[0]).sum().backward()
+    assert all(p.grad is not None for p in student.head.parameters())
+
+
+def test_the_criterion_follows_the_student_s_type() -> None:
+    distiller = make(Net(12).double(), Net(30).double())
+    x, y = data()
+    assert distiller(x.double(), y).loss.dtype == torch.float64
+
+
+def test_param_groups_cover_the_student_and_the_loss_once() -> None:
+    distiller = make()
+    ids = [id(p) for group in distiller.param_groups(0.1) for p in group["params"]]
+    expected = [*distiller.student_model.parameters(), *distiller.criterion.parameters()]
+    assert sorted(ids) == sorted(map(id, expected))
+
+
+def test_state_round_trip() -> None:
+    a, b = make(warmup_epochs=1), make(warmup_epochs=1)
+    x, y = data()
+    a(x, y)
+    a.epoch_end()
+    a(x, y)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a.eval().predict(x), b.eval().predict(x))
+    assert torch.equal(a(x, y).loss, b(x, y).loss)

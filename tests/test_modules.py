@@ -1,0 +1,211 @@
+"""The modules: what they hold, the schedule, and that their state survives whatever is done to modules."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import cid
+from cid import functional as F
+
+B, C, DS, DT = 12, 4, 6, 10
+
+
+def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    return (
+        torch.randn(B, DS, dtype=dtype, requires_grad=True),
+        torch.randn(B, C, dtype=dtype, requires_grad=True),
+        torch.randn(B, DT, dtype=dtype),
+        torch.randn(B, C, dtype=dtype),
+        torch.arange(B) % C,
+    )
+
+
+def criterion(**options: object) -> cid.CIDLoss:
+    return cid.CIDLoss(DS, DT, C, **({"beta": 3.0, "gamma": 0.5} | options))  # type: ignore[arg-type]
+
+
+def test_the_modules_are_their_functions() -> None:
+    f, s, t, q, y = batch()
+    assert torch.equal(cid.KDLoss(temperature=2.0)(s, q), F.kd_loss(s, q, temperature=2.0))
+    assert torch.equal(cid.SampleLoss(reduction="sum")(t, t + 1), F.sample_loss(t, t + 1, reduction="sum"))
+    assert torch.equal(cid.ClassLoss(ignore_index=0)(f, t, y), F.class_loss(f, t, y, ignore_index=0))
+
+
+def test_the_total_is_the_weighted_sum_and_reaches_every_parameter() -> None:
+    f, s, t, q, y = batch(torch.float64)
+    loss = criterion(alpha=2.0, warmup_epochs=0).double()
+    loss.bank.context.normal_()
+    out = loss(f, s, t, q, y)
+    torch.testing.assert_close(out.loss.detach(), 2 * (out.ce + out.kd) + 3 * out.sample + 0.5 * out.class_)
+    assert [part.requires_grad for part in out] == [True, False, False, False, False, False]
+    out.loss.backward()
+    for leaf in (f, s, *loss.parameters()):
+        assert leaf.grad is not None
+        assert leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_differentiable_context(backend: str) -> None:
+    """The option lets gradients through m into the logits: they are those of the formula."""
+    f, s, t, q, y = batch(torch.float64)
+    fixed, through = (
+        criterion(warmup_epochs=0, differentiable_context=option, backend=backend).double() for option in (False, True)
+    )
+    through.load_state_dict(fixed.state_dict())
+    for module in (fixed, through):
+        module.bank.context.copy_(torch.arange(C * DS, dtype=torch.float64).view(C, DS).sin())
+    difference = torch.autograd.grad(through(f, s, t, q, y).loss - fixed(f, s, t, q, y).loss, s)[0]
+    m = torch.softmax(s / 4, 1) @ through.bank.context
+    z = torch.cat([f.detach(), m], 1) @ through.head.weight.T + through.head.bias
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(z, y), s)[0]
+    torch.testing.assert_close(difference, expected)
+
+
+def test_the_schedule() -> None:
+    """No ce in warm-up; its last epoch gathers first; the bank of one epoch serves the next."""
+    f, s, t, q, y = batch()
+    loss = criterion(warmup_epochs=2)
+    banks = []
+    for epoch in range(4):
+        out = loss(f * (epoch + 1), s, t, q, y)
+        assert (out.logits is None) == (epoch < 2)
+        assert (out.ce == 0) == (epoch < 2)
+        assert bool(loss.bank.denominator.sum() > 0) == (epoch >= 1)
+        loss.epoch_end()
+        banks.append(loss.bank.context.clone())
+    assert not banks[0].any()
+    for epoch in (2, 3):
+        torch.testing.assert_close(banks[epoch], banks[1] * (epoch + 1) / 2)
+    assert int(loss.epoch) == 4
+
+
+def test_evaluation_gathers_nothing() -> None:
+    loss = criterion(warmup_epochs=0).eval()
+    loss(*batch())
+    assert not loss.bank.denominator.any()
+
+
+def test_no_warmup() -> None:
+    loss = criterion(warmup_epochs=0)
+    assert not loss.warming_up
+    assert loss(*batch()).ce > 0
+
+
+def test_a_refused_batch_is_not_gathered() -> None:
+    f, s, t, q, y = batch()
+    loss = criterion(warmup_epochs=0)
+    with pytest.raises(ValueError, match="target"):
+        loss(f, s, t, q, y + 1)
+    assert not loss.bank.numerator.any()
+
+
+def test_prediction_is_the_output_s_logits() -> None:
+    f, s, t, q, y = batch()
+    loss = criterion(warmup_epochs=0)
+    loss.bank.context.normal_()
+    torch.testing.assert_close(loss.predict(f, s).detach(), loss(f, s, t, q, y).logits)
+
+
+def test_the_bank_turns() -> None:
+    bank = cid.ContextBank(3, 2, momentum=0.25)
+    q = torch.zeros(4, 3)
+    bank.update(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [9.0, 9.0]]), q, torch.tensor([0, 0, 1, -100]))
+    bank.epoch_end()
+    # A first context is taken whole; a class that was not seen keeps its row.
+    torch.testing.assert_close(bank.context, torch.tensor([[2.0, 3.0], [5.0, 6.0], [0.0, 0.0]]))
+    bank.update(torch.full((1, 2), 10.0), q[:1], torch.tensor([0]))
+    bank.epoch_end()
+    torch.testing.assert_close(bank.context, torch.tensor([[8.0, 8.25], [5.0, 6.0], [0.0, 0.0]]))
+    assert not bank.numerator.any()
+    assert not bank.denominator.any()
+
+
+def test_a_nan_shows_in_its_own_context_alone() -> None:
+    bank = cid.ContextBank(2, 2)
+    bank.update(torch.tensor([[1.0, torch.nan], [3.0, 4.0]]), torch.zeros(2, 2), torch.tensor([0, 1]))
+    bank.epoch_end()
+    assert bank.context[0].isnan().tolist() == [False, True]
+    assert bank.context[1].isfinite().all()
+
+
+def test_a_class_that_the_teacher_rules_out_keeps_its_row() -> None:
+    """Its weights are all 0, and 0/0 is no context."""
+    bank = cid.ContextBank(2, 2)
+    bank.update(torch.ones(1, 2), torch.tensor([[-torch.inf, 0.0]]), torch.tensor([0]))
+    bank.epoch_end()
+    assert not bank.context.any()
+
+
+@pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
+def test_state_survives(how: str) -> None:
+    """Also in the middle of an epoch: the copy goes on exactly as the original."""
+    steps = [batch() for _ in range(6)]
+    original = criterion(warmup_epochs=1, context_momentum=0.5)
+    for i, step in enumerate(steps[:4]):
+        original(*step)
+        if i % 2:
+            original.epoch_end()
+    original(*steps[4])
+    if how == "deepcopy":
+        other = copy.deepcopy(original)
+    else:
+        other = criterion(warmup_epochs=1, context_momentum=0.5)
+        other.load_state_dict(original.state_dict())
+    for module in (original, other):
+        module.epoch_end()
+    assert torch.equal(original.bank.context, other.bank.context)
+    assert torch.equal(original(*steps[5]).loss, other(*steps[5]).loss)
+
+
+def test_conversion_keeps_sums_wide() -> None:
+    loss = criterion(warmup_epochs=0)
+    loss(*batch())
+    before = loss.bank.denominator.clone()
+    loss.half()
+    assert loss.head.weight.dtype == torch.float16
+    assert loss.bank.numerator.dtype == torch.float32
+    assert torch.equal(loss.bank.denominator, before)
+    loss.double()
+    assert loss.bank.context.dtype == torch.float64
+    assert loss.to("meta").bank.context.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types(dtype: torch.dtype) -> None:
+    loss = criterion(warmup_epochs=0).to(dtype)
+    out = loss(*batch(dtype))
+    out.loss.backward()
+    assert out.loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.bank.denominator.sum() > 0
+    loss.epoch_end()
+
+
+def test_param_groups() -> None:
+    loss = criterion()
+    decayed, undecayed = loss.param_groups(0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert undecayed["weight_decay"] == 0
+    assert {id(p) for p in undecayed["params"]} == {id(p) for p in loss.adapter.parameters()}
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in loss.head.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"warmup_epochs": -1}, "warmup_epochs"),
+        ({"warmup_epochs": 1.5}, "warmup_epochs"),
+        ({"context_momentum": 1.1}, "context_momentum"),
+        ({"ignore_index": "no"}, "ignore_index"),
+    ],
+)
+def test_bad_options(options: dict[str, object], named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"^{named}: got .*accepted: "):
+        criterion(**options)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 3), (4, 0, 3), (4, 4, 0), (4, 4, -1)])
+def test_bad_sizes(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"^(student_dim|teacher_dim|num_classes|dim): got .*accepted: 1 and up"):
+        cid.CIDLoss(*sizes, beta=1.0, gamma=1.0)
