@@ -18,8 +18,3 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _automatic_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CID_BACKEND", raising=False)

@@ -57,14 +57,13 @@ def classes(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: at least one class")
 
 
-def labels(name: str, value: Tensor, like: Tensor, ignore_index: int) -> None:
+def labels(name: str, value: Tensor, like: Tensor) -> None:
     """One int64 label a row of `like`. Their values are for `label_range`, or for a kernel that reads them anyway."""
     if tensor(name, value).dtype != torch.int64:
         raise TypeError(f"{name}: got {value.dtype}, accepted: torch.int64")
     shape(name, value, (like.shape[0],))
     if value.device != like.device:
         raise ValueError(f"{name}: is on {value.device}, accepted: {like.device}, the device of the features or logits")
-    integer("ignore_index", ignore_index)
 
 
 def label_range(name: str, value: Tensor, num_classes: int | None, ignore_index: int) -> None:
@@ -98,6 +97,8 @@ def number(name: str, value: float, *, low: float, high: float = math.inf, open_
 
 def temperature(value: float) -> None:
     """A finite number above 0."""
+    if type(value) is float and 0.0 < value < math.inf:  # the usual case, in a tenth of the time
+        return
     number("temperature", value, low=0.0, open_low=True)
 
 
@@ -107,27 +108,31 @@ def choice(name: str, value: str, accepted: Sequence[str]) -> None:
         raise ValueError(f"{name}: got {value!r}, accepted: {', '.join(map(repr, accepted))}")
 
 
-def reduction(value: str, accepted: Sequence[str], name: str, rows: Tensor) -> None:
-    """A known reduction that the rows allow: the mean of no rows is undefined."""
-    choice("reduction", value, accepted)
-    if value in ("mean", "batchmean") and rows.shape[0] == 0:
-        raise ValueError(f"{name}: the batch is empty, accepted with reduction {value!r}: at least one sample")
+def not_empty(name: str, rows: Tensor, reduction: str) -> None:
+    """At least one row where a mean is asked for: that of nothing is undefined."""
+    if reduction in ("mean", "batchmean") and rows.shape[0] == 0:
+        raise ValueError(f"{name}: the batch is empty, accepted with reduction {reduction!r}: at least one sample")
 
 
 def written(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-    """Tensors written in place: dense, without a gradient, and with no memory in common with any other."""
+    """Tensors written in place: dense, and with no memory in common with any other."""
     for name, value in outputs.items():
         if not value.is_contiguous():
             raise ValueError(
                 f"{name}: got strides {value.stride()}, accepted: a contiguous tensor, it is written in place"
             )
-        if value.requires_grad:
-            raise ValueError(f"{name}: requires a gradient, accepted: a tensor that does not, it is written in place")
         for other, beside in {**inputs, **outputs}.items():
             if other != name and _overlap(value, beside):
                 raise ValueError(
                     f"{name}: overlaps {other} in memory, accepted: memory of its own, it is written in place"
                 )
+
+
+def no_gradient(**outputs: Tensor) -> None:
+    """Tensors written in place, which autograd would not notice."""
+    for name, value in outputs.items():
+        if value.requires_grad:
+            raise ValueError(f"{name}: requires a gradient, accepted: a tensor that does not, it is written in place")
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

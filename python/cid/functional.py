@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
-from cid.backends import select
+from cid.backends import select, self_checking
 
 __all__ = [
     "CIDOutput",
@@ -101,14 +101,17 @@ def kd_loss(
 
     Source: Deng and Zhang 2021, after Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
     """
-    student_logits, teacher_logits = _autocast(student_logits, teacher_logits)
-    _checks.floats(student_logits=student_logits, teacher_logits=teacher_logits)
-    _checks.shape("student_logits", student_logits, ("B", "C"))
-    _checks.classes("student_logits", student_logits)
-    _checks.shape("teacher_logits", teacher_logits, student_logits.shape)
     _checks.temperature(temperature)
-    _checks.reduction(reduction, DIVERGENCE_REDUCTIONS, "student_logits", student_logits)
-    chosen = select(backend, student_logits, teacher_logits)
+    _checks.choice("reduction", reduction, DIVERGENCE_REDUCTIONS)
+    chosen = self_checking(backend, student_logits, teacher_logits)
+    if chosen is None:
+        student_logits, teacher_logits = _autocast(student_logits, teacher_logits)
+        _checks.floats(student_logits=student_logits, teacher_logits=teacher_logits)
+        _checks.shape("student_logits", student_logits, ("B", "C"))
+        _checks.classes("student_logits", student_logits)
+        _checks.shape("teacher_logits", teacher_logits, student_logits.shape)
+        _checks.not_empty("student_logits", student_logits, reduction)
+        chosen = select(backend, student_logits, teacher_logits)
     return chosen.kd_loss(student_logits, teacher_logits, float(temperature), reduction)
 
 
@@ -140,13 +143,16 @@ def sample_loss(
 
     Source: Deng and Zhang 2021.
     """
-    student_features, teacher_features = _autocast(student_features, teacher_features)
-    _checks.floats(student_features=student_features, teacher_features=teacher_features)
-    student_features = _rows("student_features", student_features)
-    teacher_features = _rows("teacher_features", teacher_features)
-    _checks.shape("teacher_features", teacher_features, student_features.shape)
-    _checks.reduction(reduction, REDUCTIONS, "student_features", student_features)
-    chosen = select(backend, student_features, teacher_features)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    chosen = self_checking(backend, student_features, teacher_features)
+    if chosen is None or student_features.ndim != 2 or teacher_features.ndim != 2:
+        student_features, teacher_features = _autocast(student_features, teacher_features)
+        _checks.floats(student_features=student_features, teacher_features=teacher_features)
+        student_features = _rows("student_features", student_features)
+        teacher_features = _rows("teacher_features", teacher_features)
+        _checks.shape("teacher_features", teacher_features, student_features.shape)
+        _checks.not_empty("student_features", student_features, reduction)
+        chosen = select(backend, student_features, teacher_features)
     return chosen.sample_loss(student_features, teacher_features, reduction)
 
 
@@ -200,13 +206,16 @@ def class_loss(
 
     Source: Deng and Zhang 2021.
     """
-    student_features, teacher_features = _autocast(student_features, teacher_features)
-    _checks.floats(student_features=student_features, teacher_features=teacher_features)
-    student_features = _rows("student_features", student_features)
-    teacher_features = _rows("teacher_features", teacher_features)
-    _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
-    _checks.labels("target", target, student_features, ignore_index)
-    chosen = select(backend, student_features, teacher_features)
+    _checks.integer("ignore_index", ignore_index)
+    chosen = self_checking(backend, student_features, teacher_features)
+    if chosen is None or student_features.ndim != 2 or teacher_features.ndim != 2:
+        student_features, teacher_features = _autocast(student_features, teacher_features)
+        _checks.floats(student_features=student_features, teacher_features=teacher_features)
+        student_features = _rows("student_features", student_features)
+        teacher_features = _rows("teacher_features", teacher_features)
+        _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
+        chosen = select(backend, student_features, teacher_features)
+    _checks.labels("target", target, student_features)
     return chosen.class_loss(student_features, teacher_features, target, ignore_index)
 
 
@@ -241,13 +250,16 @@ def context_weights(
 
     Source: Deng and Zhang 2021.
     """
-    (teacher_logits,) = _autocast(teacher_logits)
-    _checks.floats(teacher_logits=teacher_logits)
-    _checks.shape("teacher_logits", teacher_logits, ("B", "C"))
-    _checks.classes("teacher_logits", teacher_logits)
-    _checks.labels("target", target, teacher_logits, ignore_index)
     _checks.temperature(temperature)
-    chosen = select(backend, teacher_logits)
+    _checks.integer("ignore_index", ignore_index)
+    chosen = self_checking(backend, teacher_logits)
+    if chosen is None:
+        (teacher_logits,) = _autocast(teacher_logits)
+        _checks.floats(teacher_logits=teacher_logits)
+        _checks.shape("teacher_logits", teacher_logits, ("B", "C"))
+        _checks.classes("teacher_logits", teacher_logits)
+        chosen = select(backend, teacher_logits)
+    _checks.labels("target", target, teacher_logits)
     return chosen.context_weights(teacher_logits, target, float(temperature), ignore_index)
 
 
@@ -290,18 +302,22 @@ def accumulate_context(
 
     Source: Deng and Zhang 2021.
     """
-    features, weights = _autocast(features, weights)
-    _checks.floats(features=features, weights=weights)
-    _checks.floats(numerator=numerator, denominator=denominator)
-    _checks.as_wide("features", features, numerator=numerator, denominator=denominator)
-    _checks.shape("numerator", numerator, ("C", "D"))
-    _checks.shape("denominator", denominator, (numerator.shape[0],))
-    _checks.shape("features", features, ("B", numerator.shape[1]))
-    _checks.shape("weights", weights, (features.shape[0],))
-    _checks.labels("target", target, features, ignore_index)
-    inputs = {"features": features, "weights": weights, "target": target}
-    _checks.written(inputs, {"numerator": numerator, "denominator": denominator})
-    chosen = select(backend, features, weights, numerator, denominator)
+    _checks.integer("ignore_index", ignore_index)
+    chosen = self_checking(backend, features, weights, numerator, denominator)
+    if chosen is None:
+        features, weights = _autocast(features, weights)
+        _checks.floats(features=features, weights=weights)
+        _checks.floats(numerator=numerator, denominator=denominator)
+        _checks.as_wide("features", features, numerator=numerator, denominator=denominator)
+        _checks.shape("numerator", numerator, ("C", "D"))
+        _checks.shape("denominator", denominator, (numerator.shape[0],))
+        _checks.shape("features", features, ("B", numerator.shape[1]))
+        _checks.shape("weights", weights, (features.shape[0],))
+        inputs = {"features": features, "weights": weights}
+        _checks.written(inputs, {"numerator": numerator, "denominator": denominator})
+        chosen = select(backend, features, weights, numerator, denominator)
+    _checks.labels("target", target, features)
+    _checks.no_gradient(numerator=numerator, denominator=denominator)
     chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
 
 
@@ -339,13 +355,13 @@ def marginal_context(
 
     Source: Deng and Zhang 2021.
     """
+    _checks.temperature(temperature)
     student_logits, context = _autocast(student_logits, context)
     _checks.floats(student_logits=student_logits)
     _checks.as_wide("student_logits", student_logits, context=context)
     _checks.shape("student_logits", student_logits, ("B", "C"))
     _checks.classes("student_logits", student_logits)
     _checks.shape("context", context, (student_logits.shape[1], "D"))
-    _checks.temperature(temperature)
     chosen = select(backend, student_logits, context)
     return chosen.marginal_context(student_logits, context, float(temperature), differentiable)
 

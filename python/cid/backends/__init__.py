@@ -50,6 +50,21 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {"native": native, "reference": reference}
 
 
+# Read once: a look into the environment costs as much as a kernel on a small batch.
+_DEFAULT = os.environ.get("CID_BACKEND") or "auto"
+
+
+def self_checking(backend: str | None, *tensors: Tensor) -> Backend | None:
+    """The backend for these float tensors, if it is one that checks all arguments by itself.
+
+    None sends the caller through its own checks and `select`: the careful way, for any other backend, for tensors that
+    are empty or of unusual kinds, and for what is not a tensor at all.
+    """
+    if (backend or _DEFAULT) not in ("auto", "native") or native.refusal(tensors):
+        return None
+    return native if all(tensor.numel() for tensor in tensors) else None
+
+
 def select(backend: str | None, *tensors: Tensor) -> Backend:
     """The backend called `backend`, or by the environment's `CID_BACKEND`, or else the fastest that takes `tensors`.
 
@@ -57,11 +72,11 @@ def select(backend: str | None, *tensors: Tensor) -> Backend:
         ValueError: The name is unknown.
         RuntimeError: The named backend can't take these tensors; the message says why.
     """
-    name = backend if backend is not None else os.environ.get("CID_BACKEND") or "auto"
+    name = backend or _DEFAULT
     if name == "auto":
         return reference if native.refusal(tensors) else native
     if name not in BACKENDS:
-        source = "backend" if backend is not None else "CID_BACKEND"
+        source = "backend" if backend else "CID_BACKEND"
         raise ValueError(f"{source}: got {name!r}; accepted: 'auto', {', '.join(map(repr, BACKENDS))}")
     if name == "native" and (reason := native.refusal(tensors)):
         raise RuntimeError(f"backend 'native' can't take this call: {reason}; backend='reference' can")

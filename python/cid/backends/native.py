@@ -5,7 +5,7 @@ The kernels write the gradient while a row is in cache; the backward only scales
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from cid import _native
 
+_KINDS = (Tensor, torch.nn.Parameter)  # a subclass may keep its values elsewhere
 _TYPES = (torch.float32, torch.float64)
 
 
@@ -36,15 +37,17 @@ def _join_torch_threads() -> None:
 _join_torch_threads()
 
 
-def refusal(tensors: Sequence[Tensor]) -> str | None:
+def refusal(tensors: Iterable[Tensor]) -> str | None:
     """Why these tensors can't be taken, or None if they can."""
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if type(tensor) not in _KINDS:
+            return f"a tensor is a {type(tensor).__name__}, accepted: torch.Tensor"
+        if not tensor.is_cpu:
             return f"a tensor is on {tensor.device}, accepted: cpu"
         if tensor.dtype not in _TYPES:
             return f"a tensor is {tensor.dtype}, accepted: torch.float32, torch.float64"
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"a tensor is a {type(tensor).__name__}, accepted: torch.Tensor"
+        if tensor.layout is not torch.strided:
+            return f"a tensor is {tensor.layout}, accepted: torch.strided"
     if torch.compiler.is_compiling():
         return "it is being traced by torch.compile"
     if torch._C._are_functorch_transforms_active():
@@ -55,98 +58,94 @@ def refusal(tensors: Sequence[Tensor]) -> str | None:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """`tensor` as the kernels read it: its values in memory order (`contiguous` alone would keep a negative bit)."""
-    return tensor.detach().resolve_neg().contiguous()
+    """`tensor` as the kernels read it: its values in memory order."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.resolve_neg().contiguous()  # `contiguous` alone would keep a negative bit
 
 
-_Kernel = Callable[[Tensor, Tensor, Tensor | None], None]
-"""Fills `loss` and, where it is wanted, `grad` from the student's tensor."""
+def _refuse_second_order() -> None:
+    """`once_differentiable` would not do: it passes where only the saved gradient depends on the input."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("backend 'native' has no second derivative (create_graph=True); backend='reference' has")
+
+
+_Kernel = Callable[..., None]
+"""`kernel(student, *arguments, loss, grad)` fills `loss`, and `grad` where it is not None."""
 
 
 class _GradientInForward(torch.autograd.Function):
     """A loss whose kernel has written the gradient by the time the backward runs."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, loss_shape: tuple[int, ...], kernel: _Kernel) -> Tensor:
+    def forward(ctx: Any, student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
         dense = _dense(student)
-        loss, grad = dense.new_empty(loss_shape), torch.empty_like(dense)
-        kernel(dense, loss, grad)
+        loss, grad = dense.new_empty(shape), torch.empty_like(dense)
+        kernel(dense, *arguments, loss, grad)
         ctx.save_for_backward(grad)
+        ctx.arguments = len(arguments)
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        # Out of place: a second backward over the same graph needs the saved gradient as it was.
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_order()
         (grad,) = ctx.saved_tensors
-        return grad * (grad_output if grad_output.ndim == 0 else grad_output[:, None]), None, None
+        rest = (None,) * (2 + ctx.arguments)
+        if grad_output.ndim == 0 and grad_output.item() == 1.0:  # on a CPU a look costs less than a pass over the data
+            return grad, *rest
+        # Out of place: a second backward over the same graph needs the saved gradient as it was.
+        return grad * (grad_output if grad_output.ndim == 0 else grad_output[:, None]), *rest
 
 
-def _loss(student: Tensor, loss_shape: tuple[int, ...], kernel: _Kernel) -> Tensor:
+def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
+    """What `kernel` makes of these arguments, differentiable in `student`."""
     if student.requires_grad and torch.is_grad_enabled():
-        return cast(Tensor, _GradientInForward.apply(student, loss_shape, kernel))
+        return cast(Tensor, _GradientInForward.apply(student, shape, kernel, *arguments))
     dense = _dense(student)
-    loss = dense.new_empty(loss_shape)
-    kernel(dense, loss, None)
+    loss = dense.new_empty(shape)
+    kernel(dense, *arguments, loss, None)
     return loss
 
 
-def _row_loss(
-    student: Tensor, reduction: str, kernel: Callable[[Tensor, float, Tensor, Tensor | None], None]
-) -> Tensor:
-    """A loss that is summed over rows: by row, or reduced to a scalar in the kernel."""
+def _rows(student: Tensor, reduction: str) -> tuple[tuple[int, ...], float]:
+    """Shape and scale of a loss over rows: a sum, each by itself, or the mean."""
     rows = student.shape[0]
-    scale = 1.0 if reduction in ("none", "sum") else 1.0 / rows
-    shape = (rows,) if reduction == "none" else ()
-    return _loss(student, shape, lambda dense, loss, grad: kernel(dense, scale, loss, grad))
+    return ((rows,) if reduction == "none" else ()), (1.0 if reduction in ("none", "sum") else 1.0 / rows)
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str) -> Tensor:
     """See `cid.functional.kd_loss`."""
-    teacher = _dense(teacher_logits)
-    return _row_loss(
-        student_logits,
-        reduction,
-        lambda student, scale, loss, grad: _native.kd(student, teacher, temperature, scale, loss, grad),
-    )
+    shape, scale = _rows(student_logits, reduction)
+    return _loss(student_logits, shape, _native.kd, _dense(teacher_logits), temperature, scale)
 
 
 def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
     """See `cid.functional.sample_loss`."""
-    teacher = _dense(teacher_features)
-    return _row_loss(
-        student_features,
-        reduction,
-        lambda student, scale, loss, grad: _native.sample(student, teacher, scale, loss, grad),
-    )
+    shape, scale = _rows(student_features, reduction)
+    return _loss(student_features, shape, _native.sample, _dense(teacher_features), scale)
 
 
 def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """See `cid.functional.class_loss`."""
-    teacher, labels = _dense(teacher_features), target.contiguous()
-    return _loss(
-        student_features,
-        (),
-        lambda student, loss, grad: _native.class_(student, teacher, labels, ignore_index, loss, grad),
-    )
+    return _loss(student_features, (), _native.class_, _dense(teacher_features), target.contiguous(), ignore_index)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none."""
-    labels = target.contiguous()
-    labelled = max(int((labels != ignore_index).sum()), 1)
     return _loss(
         logits,
         (),
-        lambda dense, loss, grad: _native.cross_entropy(dense, labels, ignore_index, 1.0 / labelled, loss, grad),
+        _native.cross_entropy,
+        target.contiguous(),
+        ignore_index,
+        1.0 / max(int((target != ignore_index).sum()), 1),
     )
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
     """See `cid.functional.context_weights`."""
-    logits = _dense(teacher_logits)
-    weights = logits.new_empty(logits.shape[0])
-    _native.context_weights(logits, target.contiguous(), temperature, ignore_index, weights)
+    weights = teacher_logits.new_empty(teacher_logits.shape[:1])
+    _native.context_weights(_dense(teacher_logits), target.contiguous(), temperature, ignore_index, weights)
     return weights
 
 
@@ -168,8 +167,8 @@ class _Softmax(torch.autograd.Function):
         return probabilities
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        _refuse_second_order()
         (probabilities,) = ctx.saved_tensors
         grad = torch.empty_like(probabilities)
         _native.softmax_backward(_dense(grad_output), probabilities, ctx.temperature, grad)
