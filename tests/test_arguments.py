@@ -144,6 +144,8 @@ def test_outputs_must_have_memory_of_their_own(backend: str) -> None:
         call("accumulate_context", backend, denominator=torch.zeros(1).expand(C))
     with pytest.raises(ValueError, match=r"^numerator: .*gradient"):
         call("accumulate_context", backend, numerator=torch.zeros(C, D, requires_grad=True))
+    with pytest.raises(ValueError, match=r"^denominator: .*negated"):
+        call("accumulate_context", backend, denominator=torch._neg_view(torch.zeros(C)))
 
 
 @backends

@@ -128,11 +128,13 @@ def written(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None
                 )
 
 
-def no_gradient(**outputs: Tensor) -> None:
-    """Tensors written in place, which autograd would not notice."""
+def writable(**outputs: Tensor) -> None:
+    """Tensors written in place, which autograd would not notice, and whose memory holds their values as they are."""
     for name, value in outputs.items():
         if value.requires_grad:
             raise ValueError(f"{name}: requires a gradient, accepted: a tensor that does not, it is written in place")
+        if value.is_neg():
+            raise ValueError(f"{name}: is a negated view, accepted: a tensor without one, it is written in place")
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

@@ -22,10 +22,8 @@ def kd(
 ) -> None:
     """`T^2 KL(softmax(q_i/T) || softmax(s_i/T))` of each row, and its derivative in `s`."""
 
-def cross_entropy(
-    logits: Tensor, target: Tensor, ignore_index: int, scale: float, loss: Tensor, grad: Tensor | None
-) -> None:
-    """`-log softmax(z_i)[y_i]` of each row, 0 for an ignored one, and its derivative in `z`."""
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
+    """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
 
 def sample(
     student_features: Tensor, teacher_features: Tensor, scale: float, loss: Tensor, grad: Tensor | None

@@ -317,7 +317,7 @@ def accumulate_context(
         _checks.written(inputs, {"numerator": numerator, "denominator": denominator})
         chosen = select(backend, features, weights, numerator, denominator)
     _checks.labels("target", target, features)
-    _checks.no_gradient(numerator=numerator, denominator=denominator)
+    _checks.writable(numerator=numerator, denominator=denominator)
     chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
 
 
@@ -356,14 +356,21 @@ def marginal_context(
     Source: Deng and Zhang 2021.
     """
     _checks.temperature(temperature)
-    student_logits, context = _autocast(student_logits, context)
-    _checks.floats(student_logits=student_logits)
-    _checks.as_wide("student_logits", student_logits, context=context)
-    _checks.shape("student_logits", student_logits, ("B", "C"))
-    _checks.classes("student_logits", student_logits)
-    _checks.shape("context", context, (student_logits.shape[1], "D"))
-    chosen = select(backend, student_logits, context)
+    chosen = self_checking(backend, student_logits, context)
+    if chosen is None or not _multiply(student_logits, context):
+        student_logits, context = _autocast(student_logits, context)
+        _checks.floats(student_logits=student_logits)
+        _checks.as_wide("student_logits", student_logits, context=context)
+        _checks.shape("student_logits", student_logits, ("B", "C"))
+        _checks.classes("student_logits", student_logits)
+        _checks.shape("context", context, (student_logits.shape[1], "D"))
+        chosen = select(backend, student_logits, context)
     return chosen.marginal_context(student_logits, context, float(temperature), differentiable)
+
+
+def _multiply(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices of one type have a product."""
+    return a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype
 
 
 def interventional_logits(

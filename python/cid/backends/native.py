@@ -132,14 +132,7 @@ def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tenso
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none."""
-    return _loss(
-        logits,
-        (),
-        _native.cross_entropy,
-        target.contiguous(),
-        ignore_index,
-        1.0 / max(int((target != ignore_index).sum()), 1),
-    )
+    return _loss(logits, (), _native.cross_entropy, target.contiguous(), ignore_index)
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:

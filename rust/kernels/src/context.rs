@@ -1,0 +1,246 @@
+//! The context bank: the weight of each sample, and the weighted sums over the samples of each class.
+
+use fearless_simd::prelude::*;
+
+use crate::dispatch::{self, dispatch};
+use crate::par::{self, Chunks};
+use crate::rows::{self, Loss, RowFormula};
+use crate::simd::{Element, Vector, load, store};
+use crate::softmax::{Scratch, Softmax};
+use crate::{Error, check_labels, check_len, check_shape, check_temperature};
+
+/// `softmax(q_i / T)[y_i]` of each row, 0 for an ignored one.
+///
+/// # Errors
+///
+/// Where lengths do not fit, the temperature is not positive and finite, or a label is neither a class nor
+/// `ignore_index`.
+pub fn context_weights<E: Element>(
+    teacher_logits: &[E],
+    target: &[i64],
+    shape: [usize; 2],
+    temperature: f64,
+    ignore_index: i64,
+    out: &mut [E::Real],
+) -> Result<(), Error> {
+    check_temperature(temperature)?;
+    check_shape("teacher_logits", teacher_logits, shape)?;
+    check_len("target", target, shape[0])?;
+    check_len("out", out, shape[0])?;
+    check_labels(target, Some(shape[1]), ignore_index)?;
+    let formula = Weights { teacher_logits, target, classes: shape[1], temperature, ignore_index };
+    rows::run(&formula, shape, Some(Loss::Each(out)), None)
+}
+
+struct Weights<'a, E> {
+    teacher_logits: &'a [E],
+    target: &'a [i64],
+    classes: usize,
+    temperature: f64,
+    ignore_index: i64,
+}
+
+impl<E: Element> RowFormula<E> for Weights<'_, E> {
+    const NEUTRAL: f64 = f64::NEG_INFINITY;
+
+    #[inline(always)]
+    fn operands(&self, row: usize) -> [&[E]; 2] {
+        [&self.teacher_logits[row * self.classes..][..self.classes], &[]]
+    }
+
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        row: usize,
+        [q, _]: [&[E]; 2],
+        _out: Option<&mut [E]>,
+        Scratch([e, _]): &mut Scratch<E::Real>,
+    ) -> f64 {
+        match self.target[row] {
+            label if label == self.ignore_index => 0.0,
+            label => Softmax::of(simd, q, self.temperature, e).log(q[label as usize], self.temperature).exp(),
+        }
+    }
+}
+
+/// Adds `w_i f_i` to row `y_i` of `numerator` and `w_i` to element `y_i` of `denominator`, in the order of the
+/// samples; an ignored sample adds nothing, whatever it holds.
+///
+/// # Errors
+///
+/// Where lengths do not fit, or a label is neither a class nor `ignore_index`.
+pub fn accumulate_context<E: Element>(
+    features: &[E],
+    weights: &[E::Real],
+    target: &[i64],
+    shape: [usize; 2],
+    ignore_index: i64,
+    numerator: &mut [E::Real],
+    denominator: &mut [E::Real],
+) -> Result<(), Error> {
+    let ([samples, columns], classes) = (shape, denominator.len());
+    check_shape("features", features, shape)?;
+    check_len("weights", weights, samples)?;
+    check_len("target", target, samples)?;
+    check_shape("numerator", numerator, [classes, columns])?;
+    check_labels(target, Some(classes), ignore_index)?;
+    let level = dispatch::level()?;
+
+    let (starts, order) = group(target, classes, ignore_index);
+    let classes_a_block = (classes * par::TASK / (samples * columns).max(1)).clamp(1, classes.max(1));
+    let sums = (Chunks::new(numerator, (classes_a_block * columns).max(1)), Chunks::new(denominator, classes_a_block));
+    par::for_each(
+        classes.div_ceil(classes_a_block),
+        samples * columns,
+        sums,
+        || (),
+        |(), block, (numerator, denominator)| {
+            for (i, total) in denominator.iter_mut().enumerate() {
+                let class = block * classes_a_block + i;
+                let members = &order[starts[class]..starts[class + 1]];
+                let sum = &mut numerator[i * columns..][..columns];
+                for &sample in members {
+                    *total += weights[sample];
+                }
+                dispatch!(level, simd => add_weighted(simd, features, weights, members, sum));
+            }
+        },
+    );
+    Ok(())
+}
+
+/// The samples by class: those of class `k` are `order[starts[k]..starts[k + 1]]`, in their own order.
+fn group(target: &[i64], classes: usize, ignore_index: i64) -> (Vec<usize>, Vec<usize>) {
+    let labelled = || target.iter().enumerate().filter(|&(_, &label)| label != ignore_index);
+    let mut starts = vec![0; classes + 1];
+    for (_, &label) in labelled() {
+        starts[label as usize + 1] += 1;
+    }
+    for class in 0..classes {
+        starts[class + 1] += starts[class];
+    }
+    let mut next = starts.clone();
+    let mut order = vec![0; starts[classes]];
+    for (sample, &label) in labelled() {
+        order[next[label as usize]] = sample;
+        next[label as usize] += 1;
+    }
+    (starts, order)
+}
+
+/// `sum += w_i f_i` for each of the samples.
+#[inline(always)]
+fn add_weighted<S: Simd, E: Element>(
+    simd: S,
+    features: &[E],
+    weights: &[E::Real],
+    samples: &[usize],
+    sum: &mut [E::Real],
+) {
+    let (columns, lanes) = (sum.len(), Vector::<S, E>::LEN);
+    for &sample in samples {
+        let (row, weight) = (&features[sample * columns..][..columns], weights[sample]);
+        let mut at = 0;
+        while at + lanes <= columns {
+            let added = load(simd, row, at) * weight + load::<S, E::Real>(simd, sum, at);
+            store::<S, E::Real>(added, sum, at);
+            at += lanes;
+        }
+        // An overlapping vector would add some elements twice.
+        for (sum, &element) in sum[at..].iter_mut().zip(&row[at..]) {
+            *sum += E::Real::from_f64(element.to_f64()) * weight;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::on_every_level;
+    use crate::par::serial_and_parallel;
+    use crate::testing::{SIZES, assert_close, random, same_bits, widen};
+
+    const IGNORED: i64 = -100;
+
+    fn check_weights<E: Element>(tolerance: f64) {
+        on_every_level(|| {
+            for classes in SIZES {
+                for (factor, temperature) in [(3.0, 4.0), (1e30, 1.0), (1e-30, 0.1)] {
+                    let rows = 5;
+                    let q: Vec<E> = random(rows * classes, factor, 1);
+                    let mut target: Vec<i64> = (0..rows).map(|i| ((i * 7 + 1) % classes) as i64).collect();
+                    target[3] = IGNORED;
+                    let [weights, parallel] = serial_and_parallel(|| {
+                        let mut out = vec![E::Real::from_f64(7.0); rows];
+                        context_weights(&q, &target, [rows, classes], temperature, IGNORED, &mut out).unwrap();
+                        out
+                    });
+                    same_bits(&weights, &parallel);
+                    for i in 0..rows {
+                        let row = widen(&q[i * classes..][..classes]);
+                        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                        let e = |x: f64| ((x - max) / temperature).exp();
+                        let sum: f64 = row.iter().map(|&x| e(x)).sum();
+                        let expected = if target[i] == IGNORED { 0.0 } else { e(row[target[i] as usize]) / sum };
+                        assert_close(&[weights[i].to_f64()], &[expected], tolerance);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn weights_agree_with_f64() {
+        check_weights::<f32>(3e-7);
+        check_weights::<f64>(1e-14);
+    }
+
+    fn check_sums<E: Element>(tolerance: f64) {
+        on_every_level(|| {
+            for (samples, columns, classes) in [(1, 1, 1), (64, 37, 10), (50, 129, 3), (7, 8, 100), (333, 17, 4)] {
+                let mut features: Vec<E> = random(samples * columns, 1.0, 1);
+                let mut weights: Vec<E::Real> = random(samples, 1.0, 2);
+                let mut target: Vec<i64> = (0..samples).map(|i| (i * i % classes) as i64).collect();
+                if samples > 5 {
+                    target[5] = IGNORED;
+                    features[5 * columns] = E::from_f64(f64::NAN);
+                    weights[5] = E::Real::from_f64(f64::NAN);
+                }
+                let before: Vec<E::Real> = random(classes * (columns + 1), 1.0, 3);
+                let [sums, parallel] = serial_and_parallel(|| {
+                    let mut sums = before.clone();
+                    let (numerator, denominator) = sums.split_at_mut(classes * columns);
+                    let shape = [samples, columns];
+                    accumulate_context(&features, &weights, &target, shape, IGNORED, numerator, denominator).unwrap();
+                    sums
+                });
+                same_bits(&sums, &parallel);
+                let mut expected = widen(&before);
+                for (i, &label) in target.iter().enumerate().filter(|&(_, &label)| label != IGNORED) {
+                    let (label, weight) = (label as usize, weights[i].to_f64());
+                    for k in 0..columns {
+                        expected[label * columns + k] += weight * features[i * columns + k].to_f64();
+                    }
+                    expected[classes * columns + label] += weight;
+                }
+                assert_close(&widen(&sums), &expected, tolerance);
+            }
+        });
+    }
+
+    #[test]
+    fn sums_agree_with_f64() {
+        check_sums::<f32>(2e-6);
+        check_sums::<f64>(1e-14);
+    }
+
+    #[test]
+    fn a_wrong_label_leaves_the_sums_alone() {
+        let (mut numerator, mut denominator) = ([1.0_f32; 4], [1.0_f32; 2]);
+        let error =
+            accumulate_context(&[1.0_f32; 4], &[1.0; 2], &[0, 2], [2, 2], IGNORED, &mut numerator, &mut denominator);
+        assert_eq!(error, Err(Error::Label { label: 2, index: 1, classes: Some(2), ignore_index: IGNORED }));
+        assert_eq!((numerator, denominator), ([1.0; 4], [1.0; 2]));
+    }
+}

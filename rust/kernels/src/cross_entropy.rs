@@ -1,0 +1,164 @@
+//! Cross-entropy: `-log softmax(z)[y]`.
+
+use fearless_simd::prelude::*;
+
+use crate::rows::{self, Loss, RowFormula};
+use crate::simd::{Element, Vector, for_each_vector, load, splat, store};
+use crate::softmax::{Scratch, Softmax, pieces};
+use crate::{Error, check_labels, check_len, check_shape};
+
+/// `-log softmax(z_i)[y_i]`, the mean over the rows that are not ignored, and its derivative in `z`; 0 where all are.
+///
+/// # Errors
+///
+/// Where lengths do not fit, or a label is neither a class nor `ignore_index`.
+pub fn cross_entropy<E: Element>(
+    logits: &[E],
+    target: &[i64],
+    shape: [usize; 2],
+    ignore_index: i64,
+    loss: &mut E::Real,
+    grad: Option<&mut [E]>,
+) -> Result<(), Error> {
+    check_shape("logits", logits, shape)?;
+    check_len("target", target, shape[0])?;
+    check_labels(target, Some(shape[1]), ignore_index)?;
+    let labelled = target.iter().filter(|&&label| label != ignore_index).count();
+    let scale = 1.0 / labelled.max(1) as f64;
+    let formula = CrossEntropy { logits, target, classes: shape[1], ignore_index, scale };
+    rows::run(&formula, shape, Some(Loss::Total(loss)), grad)
+}
+
+struct CrossEntropy<'a, E> {
+    logits: &'a [E],
+    target: &'a [i64],
+    classes: usize,
+    ignore_index: i64,
+    scale: f64,
+}
+
+impl<E: Element> RowFormula<E> for CrossEntropy<'_, E> {
+    const NEUTRAL: f64 = f64::NEG_INFINITY;
+
+    #[inline(always)]
+    fn operands(&self, row: usize) -> [&[E]; 2] {
+        [&self.logits[row * self.classes..][..self.classes], &[]]
+    }
+
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        row: usize,
+        [z, _]: [&[E]; 2],
+        grad: Option<&mut [E]>,
+        Scratch([e, _]): &mut Scratch<E::Real>,
+    ) -> f64 {
+        let label = self.target[row];
+        if label == self.ignore_index {
+            if let Some(grad) = grad {
+                grad.fill(E::default());
+            }
+            return 0.0;
+        }
+        let softmax = Softmax::of(simd, z, 1.0, e);
+        let log_p = softmax.log(z[label as usize], 1.0);
+        let Some(grad) = grad else { return -self.scale * log_p };
+
+        let pieces = pieces(z.len());
+        let recompute = pieces.len() > 1;
+        let slope = splat::<S, E::Real>(simd, self.scale / softmax.sum);
+        for piece in pieces {
+            if recompute {
+                softmax.exponentials(simd, &z[piece.clone()], e);
+            }
+            let grad = &mut grad[piece];
+            for_each_vector!(simd, Vector<S, E>, grad.len(), [], |at, _counted| {
+                store::<S, E>(load::<S, E::Real>(simd, e, at) * slope, grad, at);
+            });
+        }
+        // `exp_m1` keeps what is left of a belief close to 1.
+        grad[label as usize] = E::from_f64(self.scale * log_p.exp_m1());
+        -self.scale * log_p
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::on_every_level;
+    use crate::par::serial_and_parallel;
+    use crate::testing::{SIZES, assert_close, random, same_bits, widen};
+
+    const IGNORED: i64 = -100;
+
+    fn run<E: Element>(z: &[E], target: &[i64], classes: usize) -> (E::Real, Vec<E>) {
+        let mut loss = E::Real::default();
+        let mut grad = vec![E::from_f64(7.0); z.len()];
+        cross_entropy(z, target, [target.len(), classes], IGNORED, &mut loss, Some(&mut grad)).unwrap();
+        (loss, grad)
+    }
+
+    fn truth(z: &[f64], label: i64, scale: f64) -> (f64, Vec<f64>) {
+        if label == IGNORED {
+            return (0.0, vec![0.0; z.len()]);
+        }
+        let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        let one = |k: usize| f64::from(k as i64 == label);
+        let grad = z.iter().enumerate().map(|(k, z)| scale * ((z - max - log_sum).exp() - one(k))).collect();
+        (-scale * (z[label as usize] - max - log_sum), grad)
+    }
+
+    fn check<E: Element>(tolerance: f64) {
+        on_every_level(|| {
+            for classes in SIZES {
+                for factor in [3.0, 1e30, 1e-30] {
+                    let rows = 6;
+                    let z: Vec<E> = random(rows * classes, factor, 1);
+                    let mut target: Vec<i64> = (0..rows).map(|i| ((i * 7 + 1) % classes) as i64).collect();
+                    target[2] = IGNORED;
+                    let [(loss, grad), parallel] = serial_and_parallel(|| run(&z, &target, classes));
+                    same_bits(&[loss], &[parallel.0]);
+                    same_bits(&grad, &parallel.1);
+                    let mut sum = 0.0;
+                    for (i, &label) in target.iter().enumerate() {
+                        let row = i * classes..(i + 1) * classes;
+                        let (expected, slope) = truth(&widen(&z[row.clone()]), label, 0.2);
+                        sum += expected;
+                        assert_close(&widen(&grad[row]), &slope, tolerance);
+                    }
+                    assert_close(&[loss.to_f64()], &[sum], tolerance);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn agrees_with_f64() {
+        check::<f32>(5e-7);
+        check::<f64>(1e-14);
+    }
+
+    #[test]
+    fn ignored_rows_may_hold_anything() {
+        on_every_level(|| {
+            let z = [f32::NAN, 1.0, f32::INFINITY, 1.0];
+            assert_eq!(run(&z, &[IGNORED, IGNORED], 2), (0.0, vec![0.0; 4]));
+            assert!(run(&z, &[1, IGNORED], 2).0.is_nan());
+        });
+    }
+
+    #[test]
+    fn a_wrong_label_is_named() {
+        let mut loss = 7.0_f32;
+        for label in [3, -1, i64::MAX, i64::MIN] {
+            let error = cross_entropy(&[0.0_f32; 6], &[0, label], [2, 3], IGNORED, &mut loss, None).unwrap_err();
+            let expected = format!(
+                "target: label {label} at index 1 is out of range for 3 classes (accepted: 0 to 2, or ignore_index -100)"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
+        assert_eq!(loss, 7.0);
+    }
+}

@@ -1,0 +1,108 @@
+//! Which of the CPU's vector instructions to use: chosen once, at run time.
+
+use std::sync::OnceLock;
+
+pub(crate) use fearless_simd::dispatch;
+
+use fearless_simd::Level;
+
+use crate::Error;
+
+/// The environment variable that forces a tier.
+pub const VARIABLE: &str = "CID_SIMD";
+
+const ACCEPTED: &str = "avx512, avx2, baseline, fallback";
+
+/// The tier in use: the best that the CPU has, or the one that `CID_SIMD` names.
+///
+/// # Errors
+///
+/// Where `CID_SIMD` names no tier, or one that this CPU lacks.
+pub fn level() -> Result<Level, Error> {
+    #[cfg(test)]
+    if let Some(level) = tests::FORCED.get() {
+        return Ok(level);
+    }
+    static LEVEL: OnceLock<Result<Level, Error>> = OnceLock::new();
+    LEVEL.get_or_init(choose).clone()
+}
+
+/// The name of a tier, as `CID_SIMD` spells it where it can be forced.
+pub fn name(level: Level) -> &'static str {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    match level {
+        Level::Avx512(_) => return "avx512",
+        Level::Avx2(_) => return "avx2",
+        Level::Sse4_2(_) => return "sse4.2",
+        _ => {}
+    }
+    if level.is_fallback() { "fallback" } else { "baseline" }
+}
+
+fn choose() -> Result<Level, Error> {
+    match std::env::var_os(VARIABLE) {
+        None => Ok(Level::new()),
+        Some(forced) => {
+            let forced = forced.to_string_lossy();
+            parse(&forced).ok_or_else(|| {
+                let reason =
+                    if ACCEPTED.split(", ").any(|tier| tier == forced) { "this CPU lacks it" } else { "no such tier" };
+                Error::Tier(format!("{VARIABLE}={forced}: {reason} (accepted: {ACCEPTED})"))
+            })
+        }
+    }
+}
+
+/// The named tier, if there is one of that name and the CPU has it.
+fn parse(tier: &str) -> Option<Level> {
+    match tier {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        "avx512" => Level::new().as_avx512().map(Level::Avx512),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        "avx2" => Level::new().as_avx2().map(Level::Avx2),
+        "baseline" => Some(Level::baseline()),
+        "fallback" => Some(Level::fallback()),
+        _ => None,
+    }
+}
+
+/// Every tier that the CPU has, for the tests.
+#[cfg(test)]
+pub(crate) fn levels() -> Vec<Level> {
+    let mut levels: Vec<Level> = ACCEPTED.split(", ").filter_map(parse).collect();
+    // The one tier that is chosen by itself alone.
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    levels.extend(Level::new().as_sse4_2().map(Level::Sse4_2));
+    levels
+}
+
+#[cfg(test)]
+pub(crate) use tests::on_every_level;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        pub(super) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
+    }
+
+    /// Runs a test once for each tier that the CPU has.
+    pub(crate) fn on_every_level(test: impl Fn()) {
+        for level in levels() {
+            FORCED.set(Some(level));
+            test();
+        }
+        FORCED.set(None);
+    }
+
+    #[test]
+    fn tiers_have_names() {
+        for tier in ACCEPTED.split(", ") {
+            assert!(parse(tier).is_none_or(|level| name(level) == tier));
+        }
+        assert!(parse("AVX2").is_none() && parse("").is_none());
+    }
+}

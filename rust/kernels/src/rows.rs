@@ -1,0 +1,128 @@
+//! One driver for every formula that goes row by row: blocks, threads, short rows, sums over rows.
+
+use std::ops::Range;
+
+use fearless_simd::prelude::*;
+
+use crate::dispatch::{self, dispatch};
+use crate::par::{self, Chunks};
+use crate::simd::{Element, MAX_LANES, Vector};
+use crate::softmax::Scratch;
+use crate::{Error, check_len, check_shape};
+
+/// Where the values of the rows go.
+pub enum Loss<'a, R> {
+    /// Their sum.
+    Total(&'a mut R),
+    /// Each to its own place.
+    Each(&'a mut [R]),
+}
+
+/// A formula of one row.
+pub(crate) trait RowFormula<E: Element>: Sync {
+    /// What a row shorter than a vector is filled up with: an element that changes no result.
+    const NEUTRAL: f64;
+
+    /// The operands of a row, of its length or, where there is only one, empty.
+    fn operands(&self, row: usize) -> [&[E]; 2];
+
+    /// The value of a row whose operands have at least the length of a vector; `out` has the same length.
+    ///
+    /// `#[inline(always)]`, as it is run with the CPU features of the tier of `simd`.
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        row: usize,
+        operands: [&[E]; 2],
+        out: Option<&mut [E]>,
+        scratch: &mut Scratch<E::Real>,
+    ) -> f64;
+}
+
+/// Runs a formula over rows; the kernels have checked the operands.
+pub(crate) fn run<E: Element, F: RowFormula<E>>(
+    formula: &F,
+    [rows, columns]: [usize; 2],
+    mut loss: Option<Loss<'_, E::Real>>,
+    out: Option<&mut [E]>,
+) -> Result<(), Error> {
+    if let Some(out) = &out {
+        check_shape("grad", out, [rows, columns])?;
+    }
+    if let Some(Loss::Each(each)) = &loss {
+        check_len("loss", each, rows)?;
+    }
+    let level = dispatch::level()?;
+    if columns == 0 {
+        match loss {
+            Some(Loss::Total(total)) => *total = E::Real::default(),
+            Some(Loss::Each(each)) => each.fill(E::Real::default()),
+            None => {}
+        }
+        return Ok(());
+    }
+    let rows_a_block = (par::TASK / columns).max(1);
+    let blocks = rows.div_ceil(rows_a_block);
+    let mut totals = vec![0.0; if matches!(loss, Some(Loss::Total(_))) { blocks } else { 0 }];
+    let each = match &mut loss {
+        Some(Loss::Each(each)) => Some(Chunks::new(each, rows_a_block)),
+        _ => None,
+    };
+    let out = out.map(|out| Chunks::new(out, rows_a_block * columns));
+    par::for_each(
+        blocks,
+        rows * columns,
+        (Chunks::new(&mut totals, 1), each, out),
+        Scratch::new,
+        |scratch, index, (total, each, out)| {
+            let first = index * rows_a_block;
+            let last = rows.min(first + rows_a_block);
+            dispatch!(level, simd => block(simd, formula, first..last, columns, total, each, out, scratch));
+        },
+    );
+    if let Some(Loss::Total(total)) = loss {
+        *total = E::Real::from_f64(totals.iter().fold(0.0, |sum, total| sum + total));
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn block<S: Simd, E: Element, F: RowFormula<E>>(
+    simd: S,
+    formula: &F,
+    rows: Range<usize>,
+    columns: usize,
+    total: &mut [f64],
+    mut each: Option<&mut [E::Real]>,
+    mut out: Option<&mut [E]>,
+    scratch: &mut Scratch<E::Real>,
+) {
+    let lanes = Vector::<S, E>::LEN;
+    let short = columns < lanes;
+    // A row shorter than a vector goes by way of a copy that is filled up to one.
+    let mut filled = [[E::from_f64(F::NEUTRAL); MAX_LANES]; 2];
+    let mut filled_out = [E::default(); MAX_LANES];
+    let mut sum = 0.0;
+    for (i, row) in rows.enumerate() {
+        let mut operands = formula.operands(row);
+        let mut out = out.as_deref_mut().map(|out| &mut out[i * columns..][..columns]);
+        if short {
+            for (operand, filled) in operands.iter_mut().zip(&mut filled) {
+                filled[..operand.len()].copy_from_slice(operand);
+                *operand = &filled[..lanes];
+            }
+        }
+        let to = if short { out.is_some().then_some(&mut filled_out[..lanes]) } else { out.as_deref_mut() };
+        let value = formula.row(simd, row, operands, to, scratch);
+        if short && let Some(out) = out {
+            out.copy_from_slice(&filled_out[..columns]);
+        }
+        if let Some(each) = each.as_deref_mut() {
+            each[i] = E::Real::from_f64(value);
+        }
+        sum += value;
+    }
+    if let [total] = total {
+        *total = sum;
+    }
+}

@@ -1,0 +1,145 @@
+//! Sample representation: `||s - t||^2 / ||t||^2`.
+
+use fearless_simd::prelude::*;
+
+use crate::rows::{self, Loss, RowFormula};
+use crate::simd::{Element, SumOfSquares, Vector, for_each_vector, load, splat, store};
+use crate::softmax::Scratch;
+use crate::{Error, check_shape};
+
+/// `scale ||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`.
+///
+/// A teacher's row of norm 0 leaves the ratio undefined; such a row neither costs nor teaches anything.
+///
+/// # Errors
+///
+/// Where lengths do not fit.
+pub fn sample<E: Element>(
+    student_features: &[E],
+    teacher_features: &[E],
+    shape: [usize; 2],
+    scale: f64,
+    loss: Loss<'_, E::Real>,
+    grad: Option<&mut [E]>,
+) -> Result<(), Error> {
+    check_shape("student_features", student_features, shape)?;
+    check_shape("teacher_features", teacher_features, shape)?;
+    let formula = Sample { student_features, teacher_features, features: shape[1], scale };
+    rows::run(&formula, shape, Some(loss), grad)
+}
+
+struct Sample<'a, E> {
+    student_features: &'a [E],
+    teacher_features: &'a [E],
+    features: usize,
+    scale: f64,
+}
+
+impl<E: Element> RowFormula<E> for Sample<'_, E> {
+    const NEUTRAL: f64 = 0.0;
+
+    #[inline(always)]
+    fn operands(&self, row: usize) -> [&[E]; 2] {
+        [self.student_features, self.teacher_features].map(|features| &features[row * self.features..][..self.features])
+    }
+
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        _row: usize,
+        [s, t]: [&[E]; 2],
+        grad: Option<&mut [E]>,
+        _scratch: &mut Scratch<E::Real>,
+    ) -> f64 {
+        let (mut distance, mut norm) = (SumOfSquares::new(simd), SumOfSquares::new(simd));
+        for_each_vector!(simd, Vector<S, E>, s.len(), [], |at, counted| {
+            let t = load(simd, t, at);
+            distance.add::<E::Real>(counted.of(load(simd, s, at) - t));
+            norm.add::<E::Real>(counted.of(t));
+        });
+        let (distance, norm) = (distance.total(), norm.total());
+        if norm == 0.0 {
+            if let Some(grad) = grad {
+                grad.fill(E::default());
+            }
+            return 0.0;
+        }
+        if let Some(grad) = grad {
+            // The factor may lie outside the range of an f32 where the result does not: a power of two, exact in
+            // the product, takes its magnitude.
+            let power = (-norm.log2() / 2.0).round().exp2();
+            let slope = splat::<S, E::Real>(simd, 2.0 * self.scale / norm / power);
+            let power = splat::<S, E::Real>(simd, power);
+            for_each_vector!(simd, Vector<S, E>, s.len(), [], |at, _counted| {
+                let difference = load(simd, s, at) - load(simd, t, at);
+                store::<S, E>(difference * power * slope, grad, at);
+            });
+        }
+        self.scale * distance / norm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::on_every_level;
+    use crate::par::serial_and_parallel;
+    use crate::testing::{SIZES, assert_close, random, same_bits, widen};
+
+    fn run<E: Element>(s: &[E], t: &[E], features: usize, scale: f64) -> (Vec<E::Real>, Vec<E>) {
+        let rows = s.len() / features;
+        let mut loss = vec![E::Real::default(); rows];
+        let mut grad = vec![E::from_f64(7.0); s.len()];
+        sample(s, t, [rows, features], scale, Loss::Each(&mut loss), Some(&mut grad)).unwrap();
+        (loss, grad)
+    }
+
+    fn check<E: Element>(tolerance: f64) {
+        on_every_level(|| {
+            for features in SIZES {
+                for factor in [1.0, 1e30, 1e-30] {
+                    let rows = 5;
+                    let s: Vec<E> = random(rows * features, factor, 1);
+                    let t: Vec<E> = random(rows * features, factor, 2);
+                    let [(loss, grad), parallel] = serial_and_parallel(|| run(&s, &t, features, 0.2));
+                    same_bits(&loss, &parallel.0);
+                    same_bits(&grad, &parallel.1);
+                    for (i, loss) in loss.iter().enumerate() {
+                        let row = i * features..(i + 1) * features;
+                        let (s, t) = (widen(&s[row.clone()]), widen(&t[row.clone()]));
+                        let norm: f64 = t.iter().map(|t| t * t).sum();
+                        let difference: Vec<f64> = s.iter().zip(&t).map(|(s, t)| s - t).collect();
+                        let distance: f64 = difference.iter().map(|d| d * d).sum();
+                        assert_close(&[loss.to_f64()], &[0.2 * distance / norm], tolerance);
+                        let slope: Vec<f64> = difference.iter().map(|d| 0.4 * d / norm).collect();
+                        assert_close(&widen(&grad[row]), &slope, tolerance);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn agrees_with_f64() {
+        check::<f32>(3e-7);
+        check::<f64>(1e-14);
+    }
+
+    #[test]
+    fn a_teacher_of_zeros_costs_nothing() {
+        on_every_level(|| {
+            for features in [2, 37] {
+                let s: Vec<f32> = random(2 * features, 1.0, 1);
+                let mut t = vec![0.0; 2 * features];
+                t[2 * features - 1] = 1e-30;
+                let (loss, grad) = run(&s, &t, features, 1.0);
+                assert_eq!(loss[0], 0.0);
+                assert!(grad[..features].iter().all(|&g| g == 0.0));
+                assert_eq!(loss[1], f32::INFINITY); // about 1e60
+                t[2 * features - 1] = f32::NAN;
+                assert!(run(&s, &t, features, 1.0).0[1].is_nan());
+            }
+        });
+    }
+}

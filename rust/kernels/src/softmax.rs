@@ -1,0 +1,286 @@
+//! The softmax of a row, as the other formulas use it and on its own.
+
+use fearless_simd::prelude::*;
+
+use crate::exp::exp;
+use crate::rows::{self, RowFormula};
+use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, splat, store};
+use crate::{Error, check_shape, check_temperature};
+
+/// The longest row whose exponentials are kept, and the longest piece of one whose exponentials are recomputed.
+const KEPT: usize = 2048;
+
+/// Room for the exponentials of a piece of two rows: small enough for the cache next to the CPU.
+pub(crate) struct Scratch<R>(pub(crate) [[R; KEPT]; 2]);
+
+impl<R: Real> Scratch<R> {
+    pub(crate) fn new() -> Self {
+        Self([[R::default(); KEPT]; 2])
+    }
+}
+
+/// The pieces that a row is gone through in, none shorter than half of [`KEPT`] unless the row is.
+#[inline(always)]
+pub(crate) fn pieces(len: usize) -> impl ExactSizeIterator<Item = std::ops::Range<usize>> {
+    let count = len.div_ceil(KEPT);
+    (0..count).map(move |i| i * len / count..(i + 1) * len / count)
+}
+
+/// `softmax(x / T)` of a row: element `k` is `exp((x_k - max) / T) / sum`.
+pub(crate) struct Softmax<R> {
+    pub(crate) max: R,
+    pub(crate) sum: f64,
+    per_temperature: R,
+}
+
+impl<R: Real> Softmax<R> {
+    /// Reads a row; leaves its exponentials in `kept` where the row is one piece.
+    #[inline(always)]
+    pub(crate) fn of<S: Simd, E: Element<Real = R>>(simd: S, row: &[E], temperature: f64, kept: &mut [R]) -> Self {
+        let mut softmax =
+            Self { max: R::from_f64(f64::NEG_INFINITY), sum: 0.0, per_temperature: R::from_f64(1.0 / temperature) };
+        for piece in pieces(row.len()) {
+            let piece = &row[piece];
+            let max = simd::max(simd, piece);
+            // A piece of nothing but -inf adds nothing, and -inf - -inf would.
+            if max.to_f64() == f64::NEG_INFINITY {
+                continue;
+            }
+            if max > softmax.max {
+                softmax.sum *= ((softmax.max.to_f64() - max.to_f64()) / temperature).exp();
+                softmax.max = max;
+            }
+            softmax.sum += softmax.exponentials(simd, piece, kept);
+        }
+        // A row of nothing but -inf has no softmax.
+        if softmax.sum == 0.0 {
+            softmax.sum = f64::NAN;
+        }
+        softmax
+    }
+
+    /// Writes `exp((x_k - max) / T)` of a piece of the row, and returns their sum.
+    ///
+    /// A function of its own, with the CPU features of its callers, as they are many.
+    pub(crate) fn exponentials<S: Simd, E: Element<Real = R>>(&self, simd: S, piece: &[E], out: &mut [R]) -> f64 {
+        simd.vectorize(
+            #[inline(always)]
+            || self.exponentials_inline(simd, piece, out),
+        )
+    }
+
+    #[inline(always)]
+    fn exponentials_inline<S: Simd, E: Element<Real = R>>(&self, simd: S, piece: &[E], out: &mut [R]) -> f64 {
+        let max = R::Native::<S>::splat(simd, self.max);
+        let per_temperature = R::Native::<S>::splat(simd, self.per_temperature);
+        let mut sum = Sum::<S, R>::new(simd);
+        let out = &mut out[..piece.len()];
+        for_each_vector!(simd, Vector<S, E>, piece.len(), [sum], |at, counted| {
+            let e = exp::<S, R>(simd, (load(simd, piece, at) - max) * per_temperature);
+            store::<S, R>(e, out, at);
+            sum.add(counted.of(e));
+        });
+        sum.total()
+    }
+
+    /// `log softmax(x / T)` of element `x_k`.
+    #[inline(always)]
+    pub(crate) fn log<E: Element<Real = R>>(&self, x_k: E, temperature: f64) -> f64 {
+        (x_k.to_f64() - self.max.to_f64()) / temperature - self.sum.ln()
+    }
+}
+
+/// `softmax(s_i / T)` of each row.
+///
+/// # Errors
+///
+/// Where lengths do not fit, or the temperature is not positive and finite.
+pub fn softmax<E: Element>(logits: &[E], shape: [usize; 2], temperature: f64, out: &mut [E]) -> Result<(), Error> {
+    check_temperature(temperature)?;
+    check_shape("logits", logits, shape)?;
+    check_shape("out", out, shape)?;
+    rows::run(&Forward { logits, classes: shape[1], temperature }, shape, None, Some(out))
+}
+
+struct Forward<'a, E> {
+    logits: &'a [E],
+    classes: usize,
+    temperature: f64,
+}
+
+impl<E: Element> RowFormula<E> for Forward<'_, E> {
+    const NEUTRAL: f64 = f64::NEG_INFINITY;
+
+    #[inline(always)]
+    fn operands(&self, row: usize) -> [&[E]; 2] {
+        [&self.logits[row * self.classes..][..self.classes], &[]]
+    }
+
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        _row: usize,
+        [logits, _]: [&[E]; 2],
+        out: Option<&mut [E]>,
+        Scratch([e, _]): &mut Scratch<E::Real>,
+    ) -> f64 {
+        let softmax = Softmax::of(simd, logits, self.temperature, e);
+        let sum = splat::<S, E::Real>(simd, softmax.sum);
+        let Some(out) = out else { return 0.0 };
+        let pieces = pieces(logits.len());
+        let recompute = pieces.len() > 1;
+        for piece in pieces {
+            if recompute {
+                softmax.exponentials(simd, &logits[piece.clone()], e);
+            }
+            let out = &mut out[piece];
+            for_each_vector!(simd, Vector<S, E>, out.len(), [], |at, _counted| {
+                store::<S, E>(load::<S, E::Real>(simd, e, at) / sum, out, at);
+            });
+        }
+        0.0
+    }
+}
+
+/// `P (g - sum_k P_k g_k) / T` of each row: the derivative through [`softmax`].
+///
+/// # Errors
+///
+/// Where lengths do not fit, or the temperature is not positive and finite.
+pub fn softmax_backward<E: Element>(
+    grad_output: &[E],
+    probabilities: &[E],
+    shape: [usize; 2],
+    temperature: f64,
+    grad: &mut [E],
+) -> Result<(), Error> {
+    check_temperature(temperature)?;
+    check_shape("grad_output", grad_output, shape)?;
+    check_shape("probabilities", probabilities, shape)?;
+    check_shape("grad", grad, shape)?;
+    rows::run(&Backward { grad_output, probabilities, classes: shape[1], temperature }, shape, None, Some(grad))
+}
+
+struct Backward<'a, E> {
+    grad_output: &'a [E],
+    probabilities: &'a [E],
+    classes: usize,
+    temperature: f64,
+}
+
+impl<E: Element> RowFormula<E> for Backward<'_, E> {
+    const NEUTRAL: f64 = 0.0;
+
+    #[inline(always)]
+    fn operands(&self, row: usize) -> [&[E]; 2] {
+        [self.grad_output, self.probabilities].map(|operand| &operand[row * self.classes..][..self.classes])
+    }
+
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        _row: usize,
+        [g, p]: [&[E]; 2],
+        out: Option<&mut [E]>,
+        _scratch: &mut Scratch<E::Real>,
+    ) -> f64 {
+        let mut dot = Sum::<S, E::Real>::new(simd);
+        for_each_vector!(simd, Vector<S, E>, g.len(), [dot], |at, counted| {
+            dot.add(counted.of(load(simd, p, at) * load(simd, g, at)));
+        });
+        let dot = splat::<S, E::Real>(simd, dot.total());
+        let per_temperature = splat::<S, E::Real>(simd, 1.0 / self.temperature);
+        if let Some(out) = out {
+            for_each_vector!(simd, Vector<S, E>, g.len(), [], |at, _counted| {
+                let through = load(simd, p, at) * (load(simd, g, at) - dot);
+                store::<S, E>(through * per_temperature, out, at);
+            });
+        }
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::on_every_level;
+    use crate::par::serial_and_parallel;
+    use crate::testing::{SIZES, assert_close, random, same_bits};
+
+    /// The softmax of a row in f64, naively.
+    fn truth(row: &[f64], temperature: f64) -> Vec<f64> {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let e: Vec<f64> = row.iter().map(|x| ((x - max) / temperature).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.iter().map(|e| e / sum).collect()
+    }
+
+    fn check<E: Element>(tolerance: f64) {
+        on_every_level(|| {
+            for classes in SIZES {
+                for (scale, temperature) in [(3.0, 4.0), (1e30, 1.0), (1e-30, 0.1)] {
+                    let rows = 5;
+                    let x: Vec<E> = random(rows * classes, scale, 1);
+                    let g: Vec<E> = random(rows * classes, 1.0, 2);
+                    let [[p, grad], parallel] = serial_and_parallel(|| {
+                        let (mut p, mut grad) = (vec![E::default(); x.len()], vec![E::default(); x.len()]);
+                        softmax(&x, [rows, classes], temperature, &mut p).unwrap();
+                        softmax_backward(&g, &p, [rows, classes], temperature, &mut grad).unwrap();
+                        [p, grad]
+                    });
+                    same_bits(&p, &parallel[0]);
+                    same_bits(&grad, &parallel[1]);
+                    for i in 0..rows {
+                        let row = i * classes..(i + 1) * classes;
+                        let f64s = |from: &[E]| from[row.clone()].iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+                        assert_close(&f64s(&p), &truth(&f64s(&x), temperature), tolerance);
+                        let (p, g) = (f64s(&p), f64s(&g));
+                        let dot: f64 = p.iter().zip(&g).map(|(p, g)| p * g).sum();
+                        let expected: Vec<f64> = p.iter().zip(&g).map(|(p, g)| p * (g - dot) / temperature).collect();
+                        assert_close(&f64s(&grad), &expected, tolerance);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn agrees_with_f64() {
+        check::<f32>(4e-7);
+        check::<f64>(1e-14);
+    }
+
+    #[test]
+    fn masked_infinite_and_missing_logits() {
+        on_every_level(|| {
+            for classes in [3, 9, 5000] {
+                let softmax_of = |change: &dyn Fn(&mut [f32])| {
+                    let mut x: Vec<f32> = random(classes, 1.0, 3);
+                    change(&mut x);
+                    let mut out = vec![0.0; classes];
+                    softmax(&x, [1, classes], 2.0, &mut out).unwrap();
+                    out
+                };
+                let masked = softmax_of(&|x| x[..classes - 2].fill(f32::NEG_INFINITY));
+                assert!((masked[classes - 2] + masked[classes - 1] - 1.0).abs() < 1e-6);
+                assert!(masked[..classes - 2].iter().all(|&p| p == 0.0));
+                for value in [f32::NAN, f32::INFINITY] {
+                    for k in [0, classes / 2, classes - 1] {
+                        assert!(softmax_of(&|x| x[k] = value)[k].is_nan());
+                    }
+                }
+                assert!(softmax_of(&|x| x.fill(f32::NEG_INFINITY)).iter().all(|p| p.is_nan()));
+            }
+        });
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let mut out = [0.0_f32; 6];
+        assert_eq!(softmax(&[0.0; 6], [2, 3], 0.0, &mut out), Err(Error::Temperature(0.0)));
+        let error = Error::Length { argument: "out", len: 6, expected: 4 };
+        assert_eq!(softmax(&[0.0; 4], [2, 2], 1.0, &mut out), Err(error));
+    }
+}

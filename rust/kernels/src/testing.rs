@@ -1,0 +1,41 @@
+//! What the tests of the kernels share.
+
+use crate::simd::Element;
+
+/// Row lengths around the vectors' and the pieces'.
+pub(crate) const SIZES: [usize; 16] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 37, 129, 333, 1000, 2048, 2049, 5000];
+
+/// Numbers spread evenly from `-factor` to `factor`.
+pub(crate) fn random<E: Element>(len: usize, factor: f64, seed: u64) -> Vec<E> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        // The finaliser of SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
+    };
+    (0..len).map(|_| E::from_f64(next() * factor)).collect()
+}
+
+pub(crate) fn widen<E: Element>(slice: &[E]) -> Vec<f64> {
+    slice.iter().map(|x| x.to_f64()).collect()
+}
+
+/// Equal to `tolerance`, relative to the largest of what is expected.
+#[track_caller]
+pub(crate) fn assert_close(got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len());
+    let largest = expected.iter().fold(f64::MIN_POSITIVE, |largest, x| x.abs().max(largest));
+    for (k, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (got - expected).abs();
+        assert!(error <= tolerance * largest, "element {k}: {got}, not {expected} (of {largest})");
+    }
+}
+
+#[track_caller]
+pub(crate) fn same_bits<E: Element>(a: &[E], b: &[E]) {
+    let bits = |x: &[E]| x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(a), bits(b));
+}

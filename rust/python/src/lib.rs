@@ -1,0 +1,318 @@
+//! The Python module `cid._native`: names the kernels and hands them checked tensors.
+
+#![deny(unsafe_code)] // but for `tensor`
+
+mod tensor;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use cid_kernels::{Error, Loss, Real};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use tensor::{DType, FLOATS, Input, Operands, Output, Scalar};
+
+/// Work, in elements, from which other Python threads may run meanwhile.
+const DETACH: usize = 16_384;
+
+/// Runs an expression with `$element` naming the Rust type of a checked float tensor.
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $call:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $element = f32;
+                $call
+            }
+            DType::F64 => {
+                type $element = f64;
+                $call
+            }
+            DType::I64 => unreachable!("floats alone were accepted"),
+        }
+    };
+}
+
+/// Runs a kernel, and makes a Python exception of whatever goes wrong: a panic, too, must be one that `except
+/// Exception` catches.
+fn run(py: Python<'_>, elements: usize, kernel: impl FnOnce() -> Result<(), Error> + Send) -> PyResult<()> {
+    let kernel = AssertUnwindSafe(kernel);
+    let result = if elements > DETACH { py.detach(|| catch_unwind(kernel)) } else { catch_unwind(kernel) };
+    match result {
+        Ok(result) => result.map_err(exception),
+        Err(panic) => Err(PyRuntimeError::new_err(format!("panic in a kernel: {}", message(&*panic)))),
+    }
+}
+
+fn exception(error: Error) -> PyErr {
+    match error {
+        Error::Tier(_) => PyRuntimeError::new_err(error.to_string()),
+        Error::Length { .. } | Error::Temperature(_) | Error::Label { .. } => PyValueError::new_err(error.to_string()),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("of unknown cause")
+}
+
+/// A float matrix of any size.
+fn matrix<'a>(operands: &mut Operands, argument: &'static str, object: &'a Bound<'_, PyAny>) -> PyResult<Input<'a>> {
+    operands.input(argument, object, FLOATS, &[&[None, None]])
+}
+
+fn labels<'a>(operands: &mut Operands, object: &'a Bound<'_, PyAny>, rows: usize) -> PyResult<Input<'a>> {
+    operands.input("target", object, &[DType::I64], &[&[Some(rows)]])
+}
+
+/// Where a loss goes: to a number, or to one a row.
+enum LossOutput<'a> {
+    Total(Output<'a>),
+    Each(Output<'a>),
+}
+
+impl<'a> LossOutput<'a> {
+    fn new(operands: &mut Operands, object: &'a Bound<'_, PyAny>, dtype: DType, rows: usize) -> PyResult<Self> {
+        let output = operands.output("loss", object, dtype, &[&[], &[Some(rows)]])?;
+        Ok(if output.rank() == 0 { Self::Total(output) } else { Self::Each(output) })
+    }
+
+    fn into_loss<R: Real + Scalar>(self) -> Loss<'a, R> {
+        match self {
+            Self::Total(output) => Loss::Total(&mut output.into_slice()[0]),
+            Self::Each(output) => Loss::Each(output.into_slice()),
+        }
+    }
+}
+
+fn optional_output<'a>(
+    operands: &mut Operands,
+    argument: &'static str,
+    object: Option<&'a Bound<'_, PyAny>>,
+    like: &Input<'_>,
+) -> PyResult<Option<Output<'a>>> {
+    let shape = shape(like).map(Some);
+    object.map(|object| operands.output(argument, object, like.dtype(), &[&shape])).transpose()
+}
+
+/// The shape of a matrix.
+fn shape(matrix: &Input<'_>) -> [usize; 2] {
+    [matrix.size(0), matrix.size(1)]
+}
+
+/// The compiled kernels: plain functions over dense CPU tensors.
+#[pymodule]
+mod _native {
+    use super::*;
+
+    /// What this build is, and which vector instructions it uses.
+    #[pyfunction]
+    fn build_info(py: Python<'_>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
+        let level = cid_kernels::dispatch::level().map_err(exception)?;
+        let info = pyo3::types::PyDict::new(py);
+        info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+        info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+        info.set_item("simd", cid_kernels::dispatch::name(level))?;
+        Ok(info)
+    }
+
+    /// Run on PyTorch's thread pool.
+    #[pyfunction]
+    fn use_torch_threads(parallel_for: usize, get_num_threads: usize) -> PyResult<()> {
+        tensor::use_torch_threads(parallel_for, get_num_threads)
+    }
+
+    /// Stay in the calling thread from now on.
+    #[pyfunction]
+    fn run_serially() {
+        cid_kernels::par::run_serially();
+    }
+
+    /// Softened logits.
+    #[pyfunction]
+    fn kd(
+        py: Python<'_>,
+        student_logits: &Bound<'_, PyAny>,
+        teacher_logits: &Bound<'_, PyAny>,
+        temperature: f64,
+        scale: f64,
+        loss: &Bound<'_, PyAny>,
+        grad: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let student = matrix(&mut operands, "student_logits", student_logits)?;
+        let (dtype, shape) = (student.dtype(), shape(&student));
+        let teacher = operands.input("teacher_logits", teacher_logits, &[dtype], &[&shape.map(Some)])?;
+        let loss = LossOutput::new(&mut operands, loss, dtype, shape[0])?;
+        let grad = optional_output(&mut operands, "grad", grad, &student)?;
+        with_element!(dtype, E => {
+            let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
+            let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
+            run(py, student.len(), || cid_kernels::kd(student, teacher, shape, temperature, scale, loss, grad))
+        })
+    }
+
+    /// Cross-entropy.
+    #[pyfunction]
+    fn cross_entropy(
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        ignore_index: i64,
+        loss: &Bound<'_, PyAny>,
+        grad: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let logits = matrix(&mut operands, "logits", logits)?;
+        let (dtype, shape) = (logits.dtype(), shape(&logits));
+        let target = labels(&mut operands, target, shape[0])?;
+        let loss = operands.output("loss", loss, dtype, &[&[]])?;
+        let grad = optional_output(&mut operands, "grad", grad, &logits)?;
+        with_element!(dtype, E => {
+            let (logits, target) = (logits.as_slice::<E>(), target.as_slice());
+            let (loss, grad) = (loss.into_slice(), grad.map(Output::into_slice));
+            run(py, logits.len(), || {
+                cid_kernels::cross_entropy(logits, target, shape, ignore_index, &mut loss[0], grad)
+            })
+        })
+    }
+
+    /// Sample representation.
+    #[pyfunction]
+    fn sample(
+        py: Python<'_>,
+        student_features: &Bound<'_, PyAny>,
+        teacher_features: &Bound<'_, PyAny>,
+        scale: f64,
+        loss: &Bound<'_, PyAny>,
+        grad: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let student = matrix(&mut operands, "student_features", student_features)?;
+        let (dtype, shape) = (student.dtype(), shape(&student));
+        let teacher = operands.input("teacher_features", teacher_features, &[dtype], &[&shape.map(Some)])?;
+        let loss = LossOutput::new(&mut operands, loss, dtype, shape[0])?;
+        let grad = optional_output(&mut operands, "grad", grad, &student)?;
+        with_element!(dtype, E => {
+            let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
+            let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
+            run(py, student.len(), || cid_kernels::sample(student, teacher, shape, scale, loss, grad))
+        })
+    }
+
+    /// Class representation.
+    #[pyfunction]
+    fn class_(
+        py: Python<'_>,
+        student_features: &Bound<'_, PyAny>,
+        teacher_features: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        ignore_index: i64,
+        loss: &Bound<'_, PyAny>,
+        grad: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let student = matrix(&mut operands, "student_features", student_features)?;
+        let (dtype, rows) = (student.dtype(), student.size(0));
+        let teacher = operands.input("teacher_features", teacher_features, &[dtype], &[&[Some(rows), None]])?;
+        let target = labels(&mut operands, target, rows)?;
+        let loss = operands.output("loss", loss, dtype, &[&[]])?;
+        let grad = optional_output(&mut operands, "grad", grad, &student)?;
+        let columns = [student.size(1), teacher.size(1)];
+        with_element!(dtype, E => {
+            let (student, teacher, target) = (student.as_slice::<E>(), teacher.as_slice(), target.as_slice());
+            let (loss, grad) = (&mut loss.into_slice()[0], grad.map(Output::into_slice));
+            run(py, student.len() + teacher.len(), || {
+                cid_kernels::class(student, teacher, target, columns, ignore_index, loss, grad)
+            })
+        })
+    }
+
+    /// The softmax of each row.
+    #[pyfunction]
+    fn softmax(py: Python<'_>, logits: &Bound<'_, PyAny>, temperature: f64, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let logits = matrix(&mut operands, "logits", logits)?;
+        let (dtype, shape) = (logits.dtype(), shape(&logits));
+        let out = operands.output("out", out, dtype, &[&shape.map(Some)])?;
+        with_element!(dtype, E => {
+            let (logits, out) = (logits.as_slice::<E>(), out.into_slice());
+            run(py, logits.len(), || cid_kernels::softmax(logits, shape, temperature, out))
+        })
+    }
+
+    /// The derivative through the softmax of each row.
+    #[pyfunction]
+    fn softmax_backward(
+        py: Python<'_>,
+        grad_output: &Bound<'_, PyAny>,
+        probabilities: &Bound<'_, PyAny>,
+        temperature: f64,
+        grad: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let grad_output = matrix(&mut operands, "grad_output", grad_output)?;
+        let (dtype, shape) = (grad_output.dtype(), shape(&grad_output));
+        let probabilities = operands.input("probabilities", probabilities, &[dtype], &[&shape.map(Some)])?;
+        let grad = operands.output("grad", grad, dtype, &[&shape.map(Some)])?;
+        with_element!(dtype, E => {
+            let (grad_output, probabilities) = (grad_output.as_slice::<E>(), probabilities.as_slice());
+            let grad = grad.into_slice();
+            run(py, grad_output.len(), || {
+                cid_kernels::softmax_backward(grad_output, probabilities, shape, temperature, grad)
+            })
+        })
+    }
+
+    /// The context weight of each row.
+    #[pyfunction]
+    fn context_weights(
+        py: Python<'_>,
+        teacher_logits: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        temperature: f64,
+        ignore_index: i64,
+        out: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let teacher = matrix(&mut operands, "teacher_logits", teacher_logits)?;
+        let (dtype, shape) = (teacher.dtype(), shape(&teacher));
+        let target = labels(&mut operands, target, shape[0])?;
+        let out = operands.output("out", out, dtype, &[&[Some(shape[0])]])?;
+        with_element!(dtype, E => {
+            let (teacher, target, out) = (teacher.as_slice::<E>(), target.as_slice(), out.into_slice());
+            run(py, teacher.len(), || {
+                cid_kernels::context_weights(teacher, target, shape, temperature, ignore_index, out)
+            })
+        })
+    }
+
+    /// Adds a batch to the sums of the context bank.
+    #[pyfunction]
+    fn accumulate_context(
+        py: Python<'_>,
+        features: &Bound<'_, PyAny>,
+        weights: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        ignore_index: i64,
+        numerator: &Bound<'_, PyAny>,
+        denominator: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let features = matrix(&mut operands, "features", features)?;
+        let (dtype, shape) = (features.dtype(), shape(&features));
+        let weights = operands.input("weights", weights, &[dtype], &[&[Some(shape[0])]])?;
+        let target = labels(&mut operands, target, shape[0])?;
+        let numerator = operands.output("numerator", numerator, dtype, &[&[None, Some(shape[1])]])?;
+        let denominator = operands.output("denominator", denominator, dtype, &[&[Some(numerator.size(0))]])?;
+        with_element!(dtype, E => {
+            let (features, weights, target) = (features.as_slice::<E>(), weights.as_slice(), target.as_slice());
+            let (numerator, denominator) = (numerator.into_slice(), denominator.into_slice());
+            run(py, features.len(), || {
+                cid_kernels::accumulate_context(
+                    features, weights, target, shape, ignore_index, numerator, denominator,
+                )
+            })
+        })
+    }
+}
