@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 import cid
 
@@ -40,7 +40,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=RANKS)
+    spawn(work, args=(str(tmp_path),), nprocs=RANKS)
     alone = make()
     for rank in range(RANKS):
         for x, y in batches(rank):

@@ -1,0 +1,170 @@
+"""The command `cid`.
+
+Options are parsed with the standard library alone; what a command needs is imported when it runs, so that `cid --help`
+is quick and a missing extra is answered with what to install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cid.train.config import METHODS, read_toml, resolve, settings
+from cid.train.errors import ConfigError, InterruptedRunError, RunError
+
+Subparsers = Any  # argparse's own class for this is private
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows `cid`; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="cid", description="Comprehensive, interventional knowledge distillation.")
+    parser.add_argument("--version", action="version", version=f"cid {version('cid-distill')}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for register in COMMANDS:
+        register(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except RunError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        return _fail(f'{package} is missing: pip install "cid-distill[train]"', 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return code
+
+
+# What the extra brings, as imported.
+EXTRA = {"lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"}
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"cid: error: {message}", file=sys.stderr)
+    return code
+
+
+# --- cid distill ---------------------------------------------------------------------------------------------------
+
+
+def _register_distill(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "distill",
+        help="train a teacher, and students by several methods; print a table",
+        description="Trains a teacher, then students by several methods, and prints a table that compares them. "
+        "Without options: scikit-learn's digits, in a few minutes.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; options go over it")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new folder of the run (default: runs/TIME-DATA)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, as it was set up")
+    groups: dict[str, Any] = {}
+    for setting in settings():
+        section = setting.key.partition(".")[0]
+        if setting.flag is None:
+            continue
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        how: dict[str, Any] = {"dest": setting.key, "default": argparse.SUPPRESS, "help": setting.help}
+        if setting.kind is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        else:
+            how |= {"type": setting.kind, "metavar": setting.kind.__name__.upper()}
+            if setting.many:
+                how["nargs"] = "+"
+        groups[section].add_argument(setting.flag, **how)
+    parser.set_defaults(run=_distill)
+
+
+def _distill(options: argparse.Namespace) -> int:
+    from cid.train import report
+    from cid.train.progress import make_observer
+    from cid.train.runner import Inputs, RunFolder, distill
+
+    given = {key: value for key, value in vars(options).items() if "." in key}
+    if options.resume is not None:
+        other = [*given, *(name for name in ("config", "out") if getattr(options, name) is not None)]
+        if other:
+            raise ConfigError(
+                f"--resume: goes on as the run was set up, accepted: no other option, got {', '.join(other)}"
+            )
+        folder = RunFolder(options.resume)
+        config = folder.config()
+        inputs = Inputs.load(config)
+    else:
+        config = resolve(given, read_toml(options.config) if options.config else None)
+        path = options.out or _default_folder(config.data.name)
+        RunFolder.check_new(path)
+        inputs = Inputs.load(config)
+        folder = RunFolder.create(path, config)
+    try:
+        with make_observer() as observer:
+            results = distill(inputs, folder, observer)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        code = error.exit_code if isinstance(error, InterruptedRunError) else 130
+        print(f"cid: interrupted; go on with: cid distill --resume {folder.path}", file=sys.stderr)
+        return code
+    print(f"\n{report.table(results)}\n")
+    print(_closing(folder.path, config.method.methods[-1], config.run.seeds[0]))
+    return 0
+
+
+def _default_folder(data: str) -> Path:
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(data).name}"
+
+
+def _closing(folder: Path, method: str, seed: int) -> str:
+    student = folder / f"{method}-seed{seed}"
+    return (
+        f"Run folder: {folder} (table, curves.png, metrics.jsonl, config.toml)\n"
+        f'Load a student: from cid.train import load_student; student = load_student("{student}")'
+    )
+
+
+# --- cid eval ------------------------------------------------------------------------------------------------------
+
+
+def _register_eval(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "eval", help="score saved students", description="Scores a run's saved students on its test data."
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--method", choices=METHODS, help="only students of this method")
+    parser.add_argument("--seed", type=int, help="only the student of this seed")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="where the data set is now, if it was moved")
+    parser.set_defaults(run=_eval)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from cid.train.runner import RunFolder, score_students
+
+    score_students(
+        RunFolder(options.folder),
+        method=options.method,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        report_score=lambda name, accuracy: print(f"{name}: accuracy {accuracy:.2%}"),
+    )
+    return 0
+
+
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (_register_distill, _register_eval)
+
+if __name__ == "__main__":
+    sys.exit(main())

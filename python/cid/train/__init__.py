@@ -1,0 +1,22 @@
+"""What the command line runs: data, models, methods, the loop, checkpoints and the report.
+
+Needs the extra `cid-distill[train]`. Importing this package alone imports none of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cid.train.export import load_student
+
+__all__ = ["load_student"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that the command line can parse its options without PyTorch.
+    if name == "load_student":
+        from cid.train.export import load_student
+
+        return load_student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""Trained networks as files: weights in safetensors, and JSON that says how to rebuild and feed them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cid import InterventionalHead, InterventionalStudent
+from cid.train.data import Normalize, Preprocessing
+from cid.train.errors import CheckpointError
+from cid.train.files import read_json, read_tensors, write_json, write_tensors
+from cid.train.models import InputSpec, build_model
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """How to rebuild a network.
+
+    Attributes:
+        model: its name, as `--student` takes it.
+        classes: what its outputs stand for.
+        channels: of an image.
+        size: height and width of an image.
+        preprocessing: how image bytes become the network's input.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    preprocessing: Preprocessing
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the network reads and yields."""
+        return InputSpec(self.channels, self.size, len(self.classes))
+
+
+def save_network(path: Path, network: nn.Module, description: Description) -> None:
+    """Writes `path` (safetensors) and the JSON beside it.
+
+    Args:
+        path: where, ending in `.safetensors`.
+        network: what a method's `predictor()` gave.
+        description: how to rebuild it.
+    """
+    content: dict[str, Any] = {"format": FORMAT, **asdict(description)}
+    if isinstance(network, InterventionalStudent):
+        content["intervention"] = {"layer": network.layer_name, "temperature": network.head.temperature}
+    # The description first: weights are never without it.
+    write_json(path.with_suffix(".json"), content)
+    write_tensors(path, network.state_dict())
+
+
+def load_student(path: str | Path) -> nn.Module:
+    """The trained student in a run folder's `METHOD-seedN`, ready to predict.
+
+    The module, in eval mode on the CPU, maps images (B, channels, height, width), float with values in 0..1 (bytes
+    divided by `preprocessing.scale` of the JSON: 255, or 16 for the digits), to the logits that the student predicts
+    with: the interventional ones where CID trained it. It normalises by itself, as in training.
+
+    Args:
+        path: a `student.safetensors`, or the folder that has one.
+
+    Raises:
+        CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
+        ConfigError: the network's name is unknown, or timm is missing.
+
+    Example:
+        >>> from cid.train import load_student
+        >>> student = load_student("runs/demo/cid-seed0")  # doctest: +SKIP
+        >>> student(images).softmax(1)  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "student.safetensors"
+    description, intervention = read_description(path.with_suffix(".json"))
+    tensors, _ = read_tensors(path)
+    network = build_model(description.model, description.spec)
+    try:
+        if intervention is not None:
+            network = _with_intervention(network, intervention, tensors)
+        network.load_state_dict(tensors)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit {description.model}: {error}") from error
+    return nn.Sequential(Normalize(description.preprocessing), network).eval()
+
+
+def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:
+    """What the JSON beside a network says, and how its interventional head is attached, if it has one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another format.
+    """
+    content = read_json(path)
+    try:
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path}: has format {content['format']}, accepted: {FORMAT}")
+        height, width = content["size"]
+        preprocessing = content["preprocessing"]
+        description = Description(
+            model=content["model"],
+            classes=tuple(content["classes"]),
+            channels=content["channels"],
+            size=(height, width),
+            preprocessing=Preprocessing(
+                preprocessing["scale"], tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is no description of a network: {error!r}") from error
+    return description, content.get("intervention")
+
+
+def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    context = tensors["context"]
+    classes, dim = context.shape
+    head = InterventionalHead(dim, classes, temperature=how["temperature"])
+    return InterventionalStudent(network, how["layer"], head, context.clone())
+
+
+def load_teacher(path: Path, network: nn.Module, name: str) -> None:
+    """Loads `--teacher-checkpoint`: a `teacher.safetensors` of another run, or any safetensors file that fits.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another network.
+    """
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        description, intervention = read_description(beside)
+        if description.model != name or intervention is not None:
+            kind = f"{description.model} with an interventional head" if intervention else description.model
+            raise CheckpointError(f"--teacher-checkpoint: {path} is a {kind}, but --teacher is {name}")
+    tensors, _ = read_tensors(path)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"--teacher-checkpoint: {path} does not fit {name}: {error}") from error

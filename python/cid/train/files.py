@@ -1,0 +1,87 @@
+"""Files that are whole at any time: written beside their place, synced, then renamed onto it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cid.train.errors import CheckpointError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file by `content`; a crash or a full disk at any time leaves the old or the new one.
+
+    Raises:
+        OSError: it could not be written; the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself, where a folder can be synced (not on Windows)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON for people to read, atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no JSON: {error}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any = None) -> None:
+    """Writes tensors and, in the same file's header, JSON: the two can't get out of step."""
+    # Cloned, as tensors that share memory (tied weights) are refused.
+    content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    metadata = None if header is None else {"json": json.dumps(header)}
+    write_atomically(path, safetensors.torch.save(content, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Reads what `write_tensors` wrote, onto the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(metadata.get("json", "null"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: is no readable safetensors file: {error}") from error
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no floating-point tensor holds a NaN or an infinity."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point())

@@ -1,0 +1,236 @@
+"""The table and the curves of a run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cid.train.errors import CheckpointError
+from cid.train.files import read_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network, trained and scored once on the test data.
+
+    Attributes:
+        name: its folder in the run.
+        method: how it was trained, or "teacher".
+        seed: of its weights, batches and augmentation.
+        parameters: trainable values in what predicts (for cid with the interventional head).
+        seconds: training time; 0 for a teacher that was loaded.
+        best_epoch: whose weights were kept, from 0; None for a teacher that was loaded.
+        validation_accuracy: of that epoch, 0..1.
+        test_accuracy: 0..1.
+        test_loss: mean cross-entropy.
+    """
+
+    name: str
+    method: str
+    seed: int
+    parameters: int
+    seconds: float
+    best_epoch: int | None
+    validation_accuracy: float
+    test_accuracy: float
+    test_loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Reads what `to_json` gave.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise CheckpointError(f"{path}: is no result: {error}") from error
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of some numbers, their standard deviation, and half the width of the mean's 95% interval (Student's t).
+
+    With one number, deviation and interval are None.
+    """
+
+    mean: float
+    deviation: float | None
+    half_width: float | None
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Summarises numbers that were drawn independently."""
+    # A dependency of scikit-learn, which the extra requires.
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    mean = statistics.fmean(values)
+    count = len(values)
+    if count < 2:
+        return Estimate(mean, None, None)
+    deviation = statistics.stdev(values)
+    return Estimate(mean, deviation, float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    method: str
+    networks: int
+    accuracy: Estimate
+    lowest: float
+    highest: float
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better `method` is than `baseline`, by the seeds that both have."""
+
+    method: str
+    baseline: str
+    accuracy: Estimate
+
+
+def rows(results: Iterable[Result]) -> list[Row]:
+    """A row a method, in order of appearance."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.method, []).append(result)
+    return [_row(method, group) for method, group in groups.items()]
+
+
+def _row(method: str, group: list[Result]) -> Row:
+    accuracies = [result.test_accuracy for result in group]
+    return Row(
+        method=method,
+        networks=len(group),
+        accuracy=estimate(accuracies),
+        lowest=min(accuracies),
+        highest=max(accuracies),
+        parameters=group[0].parameters,
+        seconds=statistics.fmean(result.seconds for result in group),
+    )
+
+
+def differences(results: Sequence[Result]) -> list[Difference]:
+    """Each method against each earlier one, seed by seed: what both share (weights, batches) cancels."""
+    methods = [method for method in dict.fromkeys(result.method for result in results) if method != "teacher"]
+    by_key = {(result.method, result.seed): result.test_accuracy for result in results}
+    pairs = [(later, earlier) for i, later in enumerate(methods) for earlier in methods[:i]]
+    found: list[Difference] = []
+    for method, baseline in pairs:
+        seeds = [seed for name, seed in by_key if name == method and (baseline, seed) in by_key]
+        values = [by_key[method, seed] - by_key[baseline, seed] for seed in seeds]
+        if values:
+            found.append(Difference(method, baseline, estimate(values)))
+    return found
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as text."""
+    head = ["method", "test accuracy", "spread (sd)", "lowest..highest", "networks", "parameters", "seconds each"]
+    lines = [head, *(_cells(row) for row in rows(results))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    text.insert(1, "-" * len(text[0]))
+    text += ["", *(_sentence(difference) for difference in differences(results))]
+    text.append(
+        "\nAccuracy in %. +/-: 95% interval of the mean over seeds (Student's t), for this split of the data.\n"
+        "Differences are taken seed by seed. The epoch was chosen on validation data; the test data was used once."
+    )
+    return "\n".join(text)
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.2f}"
+
+
+def _cells(row: Row) -> list[str]:
+    accuracy = row.accuracy
+    several = accuracy.deviation is not None and accuracy.half_width is not None
+    return [
+        row.method,
+        _percent(accuracy.mean) + (f" +/- {_percent(accuracy.half_width or 0.0)}" if several else ""),
+        _percent(accuracy.deviation or 0.0) if several else "-",
+        f"{_percent(row.lowest)}..{_percent(row.highest)}" if several else "-",
+        str(row.networks),
+        f"{row.parameters:,}",
+        f"{row.seconds:.1f}",
+    ]
+
+
+def _sentence(difference: Difference) -> str:
+    accuracy = difference.accuracy
+    text = f"{difference.method} - {difference.baseline}: {_percent(accuracy.mean, '+')}"
+    if accuracy.half_width is None:
+        return text + " (one seed: no interval)"
+    verdict = "no difference seen" if abs(accuracy.mean) <= accuracy.half_width else "a difference"
+    return f"{text} +/- {_percent(accuracy.half_width)}: {verdict}"
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """The table for programs."""
+    return {
+        "methods": [asdict(row) for row in rows(results)],
+        "differences": [asdict(difference) for difference in differences(results)],
+        "networks": [result.to_json() for result in results],
+    }
+
+
+def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws validation accuracy and training loss by epoch: the mean over seeds, and the range as a band.
+
+    Args:
+        metrics: lines of the metrics file.
+        path: the image to write; its suffix names the format.
+    """
+    # The object interface: no window system is asked for, and no global state of pyplot's is touched.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, key, label in zip(
+        panels, ("val_accuracy", "loss"), ("validation accuracy", "training loss"), strict=True
+    ):
+        for method in dict.fromkeys(line["method"] for line in metrics):
+            _draw(axes, [line for line in metrics if line["method"] == method], key, method)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[1].set_yscale("log")
+    panels[0].set_title("The mean over seeds and their range", fontsize="medium")
+    panels[1].set_title("Losses of different methods are not comparable", fontsize="medium")
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Any, lines: list[dict[str, Any]], key: str, method: str) -> None:
+    by_epoch: dict[int, list[float]] = {}
+    for line in lines:
+        by_epoch.setdefault(line["epoch"] + 1, []).append(line[key])
+    epochs = sorted(by_epoch)
+    mean = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
+    (curve,) = axes.plot(epochs, mean, label=method, linestyle="--" if method == "teacher" else "-", linewidth=1.5)
+    axes.fill_between(
+        epochs,
+        [min(by_epoch[epoch]) for epoch in epochs],
+        [max(by_epoch[epoch]) for epoch in epochs],
+        color=curve.get_color(),
+        alpha=0.15,
+        linewidth=0,
+    )

@@ -1,0 +1,90 @@
+"""The command line before any training: options, help, versions, missing extras."""
+
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from cid import cli
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["--version"])
+    assert error.value.code == 0
+    assert capsys.readouterr().out == f"cid {version('cid-distill')}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["distill", "--epochs", "many"], ["nothing"], ["distill", "--nothing"]])
+def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    assert error.value.code == 2
+    assert "usage: cid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--methods fitnet", "--methods: got fitnet, accepted: one or more, each once, of: labels or kd or cid"),
+        ("--data nowhere", "--data: got 'nowhere', accepted: digits, mnist, cifar10, cifar100 or a folder of images"),
+        ("--teacher vgg", "--teacher or --student: got 'vgg', accepted: cnn-W"),
+        ("--device tpu", "--device: got 'tpu', accepted: auto, cpu, cuda, cuda:N or mps"),
+        ("--device cuda:x", "--device: got 'cuda:x'"),
+        ("--epochs 5 --warmup-epochs 5", "--warmup-epochs: got 5, accepted: less than --epochs, here 5"),
+        ("--limit 2", "--validation: got"),
+    ],
+)
+def test_bad_values_are_one_line(tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["distill", *option.split(), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cid: error: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["distill", "--help"])
+    text = capsys.readouterr().out
+    for option in shlex.split(
+        "--data --data-dir --teacher --student --methods --epochs --teacher-epochs --warmup-epochs --batch-size --lr "
+        "--optimizer --schedule --weight-decay --alpha --beta --gamma --temperature --context-momentum --seeds "
+        "--device --precision --teacher-checkpoint --limit --limit-test --checkpoint-every --out --resume --config"
+    ):
+        assert option in text
+
+
+@pytest.mark.parametrize("name", ["lightning_fabric", "safetensors", "sklearn", "rich"])
+def test_a_missing_extra_says_what_to_install(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in [module for module in sys.modules if module.startswith("cid.train.")]:
+        if module not in ("cid.train.config", "cid.train.errors"):
+            monkeypatch.delitem(sys.modules, module)
+    for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    assert cli.main(["distill", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == f'cid: error: {name} is missing: pip install "cid-distill[train]"\n'
+    assert not (tmp_path / "run").exists()
+
+
+def test_parsing_needs_neither_torch_nor_an_extra() -> None:
+    # The package's own import is left out: what `cid` itself imports is not the command line's.
+    program = """
+import importlib.machinery, sys, types
+package = types.ModuleType("cid")
+package.__path__ = list(importlib.machinery.PathFinder.find_spec("cid").submodule_search_locations)
+sys.modules["cid"] = package
+import cid.cli
+try:
+    cid.cli.main(["distill", "--help"])
+except SystemExit:
+    pass
+heavy = {"torch", "numpy", "lightning_fabric", "matplotlib", "rich", "safetensors", "sklearn", "tomli_w"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

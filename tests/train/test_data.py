@@ -1,0 +1,287 @@
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cid.train.config import DataConfig
+from cid.train.data import SCORED_PLACES, Batches, Preprocessing, Split, load_dataset, mix_seed, shift_and_flip
+from cid.train.errors import ConfigError, DataError
+from cid.train.unpickle import load_batch
+from tests.train import fakes
+
+
+def config(name: str, folder: Path | None = None, **options: Any) -> DataConfig:
+    return DataConfig(name=name, dir=str(folder) if folder else None, validation=0.2, **options)
+
+
+def all_training_images(dataset: Any) -> list[tuple[int, bytes]]:
+    """Label and pixels of training and validation images together, in a canonical order."""
+    return sorted(
+        (int(label), image.numpy().tobytes())
+        for split in (dataset.train, dataset.validation)
+        for image, label in zip(split.images, split.labels, strict=True)
+    )
+
+
+def expected(images: np.ndarray, labels: np.ndarray) -> list[tuple[int, bytes]]:
+    return sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
+
+
+# --- published layouts ----------------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path], tuple[np.ndarray, np.ndarray]], tuple[int, ...]]] = {
+    "cifar10 binary": ("cifar10", fakes.cifar10_binary, (3, 32, 32)),
+    "cifar10 pickle protocol 2": ("cifar10", lambda base: fakes.cifar10_pickled(base, protocol=2), (3, 32, 32)),
+    "cifar10 pickle protocol 4": ("cifar10", lambda base: fakes.cifar10_pickled(base, protocol=4), (3, 32, 32)),
+    "cifar10 pickle protocol 5": ("cifar10", lambda base: fakes.cifar10_pickled(base, protocol=5), (3, 32, 32)),
+    "cifar100 binary": ("cifar100", lambda base: fakes.cifar100(base, binary=True), (3, 32, 32)),
+    "cifar100 pickle": ("cifar100", lambda base: fakes.cifar100(base, binary=False), (3, 32, 32)),
+    "mnist": ("mnist", lambda base: fakes.mnist(base, gzipped=False), (1, 28, 28)),
+    "mnist gzipped": ("mnist", lambda base: fakes.mnist(base, gzipped=True), (1, 28, 28)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reads_every_image_with_its_label(tmp_path: Path, layout: str) -> None:
+    name, write, shape = LAYOUTS[layout]
+    images, labels = write(tmp_path)
+    dataset = load_dataset(config(name, tmp_path))
+    assert all_training_images(dataset) == expected(images, labels)
+    assert dataset.train.images.shape[1:] == shape
+    assert dataset.test.images.dtype == torch.uint8
+    assert dataset.test.labels.dtype == torch.int64
+    assert len(dataset.validation) == round(0.2 * len(labels))
+
+
+def test_takes_the_folder_of_the_files_itself(tmp_path: Path) -> None:
+    fakes.cifar10_binary(tmp_path)
+    assert len(load_dataset(config("cifar10", tmp_path / "cifar-10-batches-bin")).test) == 8
+
+
+def test_prefers_the_binary_version(tmp_path: Path) -> None:
+    fakes.cifar10_binary(tmp_path)
+    fakes.cifar10_pickled(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"never read")
+    load_dataset(config("cifar10", tmp_path))
+
+
+def test_missing_files_are_named_with_their_home(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        load_dataset(config("cifar10", tmp_path))
+    for part in (str(tmp_path), "data_batch_1.bin", "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz"):
+        assert part in str(error.value)
+    with pytest.raises(DataError, match=r"--data-dir: not given.*t10k-images-idx3-ubyte.*lecun"):
+        load_dataset(config("mnist"))
+
+
+def test_one_missing_file_is_missing_data(tmp_path: Path) -> None:
+    fakes.mnist(tmp_path, gzipped=True)
+    (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="t10k-labels"):
+        load_dataset(config("mnist", tmp_path))
+
+
+def damage_size(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_start(path: Path) -> None:
+    path.write_bytes(b"\x01\x02\x03\x04" + path.read_bytes()[4:])
+
+
+def damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "file", "damage", "message"),
+    [
+        ("cifar10", fakes.cifar10_binary, "cifar-10-batches-bin/data_batch_3.bin", damage_size, "multiple of 3073"),
+        ("cifar10", fakes.cifar10_binary, "cifar-10-batches-bin/data_batch_3.bin", damage_empty, "multiple of 3073"),
+        ("cifar10", fakes.cifar10_pickled, "cifar-10-batches-py/test_batch", damage_size, "no CIFAR batch"),
+        ("cifar10", fakes.cifar10_pickled, "cifar-10-batches-py/test_batch", damage_start, "no CIFAR batch"),
+        ("mnist", LAYOUTS["mnist"][1], "MNIST/raw/train-images-idx3-ubyte", damage_size, "its header says"),
+        ("mnist", LAYOUTS["mnist"][1], "MNIST/raw/train-images-idx3-ubyte", damage_start, "no IDX file"),
+        ("mnist", LAYOUTS["mnist gzipped"][1], "MNIST/raw/train-labels-idx1-ubyte.gz", damage_size, "cannot be read"),
+        ("mnist", LAYOUTS["mnist gzipped"][1], "MNIST/raw/train-labels-idx1-ubyte.gz", damage_start, "cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, name: str, write: Callable[[Path], Any], file: str, damage: Callable[[Path], None], message: str
+) -> None:
+    write(tmp_path)
+    damage(tmp_path / file)
+    with pytest.raises(DataError, match=message) as error:
+        load_dataset(config(name, tmp_path))
+    assert Path(file).name.removesuffix(".gz") in str(error.value)
+
+
+def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
+    fakes.cifar10_binary(tmp_path)
+    path = tmp_path / "cifar-10-batches-bin/test_batch.bin"
+    path.write_bytes(b"\x0a" + path.read_bytes()[1:])
+    with pytest.raises(DataError, match="label 10"):
+        load_dataset(config("cifar10", tmp_path))
+
+
+# --- the unpickler --------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("pwned"),)
+
+
+def test_a_pickle_can_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(ValueError, match="not allowed"):
+            load_batch(pickle.dumps({b"data": Evil()}, protocol=protocol))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(3), np.array([None, "x"]), np.asfortranarray(np.zeros((2, 2), np.uint8)), np.zeros(2, "u1,u1")]
+)
+def test_only_arrays_of_bytes_are_built(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"array|unknown"):
+        load_batch(pickle.dumps({b"data": value}, protocol=2))
+
+
+def test_a_pickle_of_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="no dict"):
+        load_batch(pickle.dumps([1, 2]))
+
+
+# --- image folders --------------------------------------------------------------------------------------------------
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path)
+    dataset = load_dataset(DataConfig(name=str(tmp_path), validation=0.3))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.size == (10, 8)
+    assert dataset.channels == 3
+    assert [(int(label), int(image[0, 0, 0])) for image, label in zip(*vars(dataset.test).values(), strict=True)] == [
+        (0, 0),
+        (1, 100),
+    ]
+
+
+def test_image_folder_with_several_sizes_needs_resize(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path)
+    Image.new("L", (5, 5)).save(tmp_path / "train/dog/other.png")
+    with pytest.raises(DataError, match="--resize"):
+        load_dataset(DataConfig(name=str(tmp_path), validation=0.3))
+    assert load_dataset(DataConfig(name=str(tmp_path), validation=0.3, resize=6)).size == (6, 6)
+
+
+def test_image_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--data: got '.*nowhere', accepted: digits"):
+        load_dataset(config(str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="no folder 'train'"):
+        load_dataset(config(str(tmp_path)))
+    fakes.image_folder(tmp_path)
+    (tmp_path / "test/bird").mkdir()
+    with pytest.raises(DataError, match="bird"):
+        load_dataset(config(str(tmp_path)))
+    (tmp_path / "test/bird").rmdir()
+    (tmp_path / "train/dog/0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png: is no readable image"):
+        load_dataset(config(str(tmp_path)))
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def test_digits_splits_are_disjoint_fixed_and_limited() -> None:
+    dataset = load_dataset(config("digits"))
+    again = load_dataset(config("digits"))
+    assert torch.equal(dataset.test.images, again.test.images)
+    assert torch.equal(dataset.validation.images, again.validation.images)
+    assert len(dataset.train) + (len(dataset.validation) + len(dataset.test)) / SCORED_PLACES == 1797
+    other = load_dataset(config("digits", split_seed=1, limit=100, limit_test=7))
+    assert (len(other.train), len(other.validation), len(other.test)) == (80, 20 * SCORED_PLACES, 7 * SCORED_PLACES)
+    assert not torch.equal(other.validation.images, dataset.validation.images[: 20 * SCORED_PLACES])
+
+
+def test_digits_keep_every_pixel_wherever_they_lie() -> None:
+    from sklearn.datasets import load_digits
+
+    dataset = load_dataset(config("digits"))
+    scored = int(dataset.validation.images.long().sum() + dataset.test.images.long().sum())
+    assert dataset.train.images.long().sum() + scored / SCORED_PLACES == load_digits().images.sum()
+
+
+def test_a_split_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--validation"):
+        load_dataset(config("digits", limit=2))
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def make_batches(count: int = 21, **options: Any) -> Batches:
+    images = torch.arange(count * 2 * 6 * 5, dtype=torch.int64).remainder(251).to(torch.uint8).view(count, 2, 6, 5)
+    settings = {"batch_size": 5, "pad": 2, "flip": True, "seed": 3, **options}
+    return Batches(Split(images, torch.arange(count)), Preprocessing(255.0, (0.1, 0.2), (0.5, 0.25)), **settings)
+
+
+def test_an_epoch_has_every_sample_once_and_is_a_function_of_seed_and_epoch() -> None:
+    batches = make_batches(23)
+    plan = batches.plan(4)
+    labels = torch.cat([batches.batch(plan, step)[1] for step in range(batches.steps)])
+    assert torch.equal(labels.sort().values, torch.arange(23))
+    torch.randn(3)  # the global state plays no role
+    again = make_batches(23)
+    for step in (4, 1):  # nor does the order
+        for one, other in zip(batches.batch(plan, step), again.batch(again.plan(4), step), strict=True):
+            assert torch.equal(one, other)
+    assert not torch.equal(plan.order, batches.plan(5).order)
+    assert not torch.equal(plan.order, make_batches(23, seed=4).plan(4).order)
+
+
+def test_a_last_batch_of_one_is_left_out() -> None:
+    assert make_batches(21).steps == 4
+    assert make_batches(22).steps == 5
+
+
+def test_scoring_is_in_order_normalised_and_not_augmented() -> None:
+    batches = make_batches(7)
+    inputs = torch.cat([inputs for inputs, _ in batches.in_order()])
+    images = batches._split.images.double() / 255
+    mean, std = torch.tensor([0.1, 0.2]).view(-1, 1, 1), torch.tensor([0.5, 0.25]).view(-1, 1, 1)
+    torch.testing.assert_close(inputs.double(), (images - mean) / std, rtol=1e-5, atol=1e-6)
+
+
+def test_shift_and_flip_against_a_loop() -> None:
+    images = torch.randint(256, (9, 2, 6, 5), dtype=torch.uint8)
+    rows, columns = torch.randint(5, (2, 9))
+    flips = torch.rand(9) < 0.5
+    moved = shift_and_flip(images, 2, rows, columns, flips)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    for i in range(9):
+        crop = padded[i, :, rows[i] : rows[i] + 6, columns[i] : columns[i] + 5]
+        assert torch.equal(moved[i], crop.flip(2) if flips[i] else crop)
+
+
+def test_augmentation_varies() -> None:
+    plan = make_batches(200).plan(0)
+    assert plan.rows.unique().tolist() == plan.columns.unique().tolist() == [0, 1, 2, 3, 4]
+    assert 60 < int(plan.flips.sum()) < 140
+    assert not make_batches(200, flip=False).plan(0).flips.any()
+
+
+def test_mixed_seeds_differ() -> None:
+    assert len({mix_seed(a, b) for a in range(20) for b in range(20)}) == 400
+
+
+def test_split_moves_to_a_device() -> None:
+    dataset = load_dataset(config("digits"))
+    assert replace(dataset).to(torch.device("meta")).test.images.device.type == "meta"
