@@ -52,7 +52,8 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for option in shlex.split(
         "--data --data-dir --teacher --student --methods --epochs --teacher-epochs --warmup-epochs --batch-size --lr "
         "--optimizer --schedule --weight-decay --alpha --beta --gamma --temperature --context-momentum --seeds "
-        "--device --precision --teacher-checkpoint --limit --limit-test --checkpoint-every --out --resume --config"
+        "--threads --device --precision --teacher-checkpoint --limit --limit-test --checkpoint-every --out --resume "
+        "--config"
     ):
         assert option in text
 

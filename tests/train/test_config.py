@@ -51,6 +51,8 @@ def test_beta_and_gamma_say_where_they_come_from() -> None:
     half = resolve({**pair, "method.beta": 1.0}).method
     assert (half.beta, half.gamma) == (1.0, 1.0)
     assert half.weights_from == "one given, the other the paper's for wrn-40-2 to wrn-16-2"
+    assert "digits" in resolve({}).method.weights_from
+    assert resolve({}, {"method.beta": 1.0}).method.weights_from == "given"
 
 
 def test_beta_over_a_resolved_file_is_given(tmp_path: Path) -> None:

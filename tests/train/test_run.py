@@ -79,7 +79,7 @@ def test_loaded_students_predict_what_was_scored(run: Path) -> None:
         result = json.loads((run / f"{method}-seed1/result.json").read_text())
         assert float(accuracy) == pytest.approx(result["test_accuracy"], abs=1e-6)
     description = json.loads((run / "cid-seed1/student.json").read_text())
-    assert description["intervention"]["temperature"] == 4.0
+    assert description["intervention"]["temperature"] == 2.0
     assert description["preprocessing"]["scale"] == 16.0
 
 

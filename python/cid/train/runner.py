@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,17 @@ def make_fabric(config: Config) -> Fabric:
     return fabric
 
 
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Within it PyTorch computes with `count` threads; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a run needs from outside, there before anything is written.
@@ -240,7 +251,7 @@ def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Resul
         RunError: see `cid.train.errors`.
         OSError: a file can't be written.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
         run = Run(inputs, folder, observer, stop)
         teacher = prepare_teacher(run)
         for seed in run.config.run.seeds:
