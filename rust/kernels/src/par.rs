@@ -21,8 +21,11 @@ pub type ParallelFor =
 /// `torch_get_num_threads`: writes the number of threads, returns 0.
 pub type GetNumThreads = unsafe extern "C" fn(out: *mut u32) -> i32;
 
-/// Elements from which a task pays for being one.
+/// Elements in a task.
 pub(crate) const TASK: usize = 4096;
+/// Elements up to which all tasks stay in the calling thread: others would save a few microseconds there, and cost
+/// milliseconds on a machine that has something else to do.
+const ALONE: usize = 16_384;
 
 #[derive(Clone, Copy)]
 struct Pool {
@@ -153,7 +156,7 @@ pub(crate) fn for_each<P: Parts, T>(
             task(&mut state, index, unsafe { parts.take(index) });
         }
     };
-    match pool().filter(|_| count > 1 && elements > TASK) {
+    match pool().filter(|_| count > 1 && elements > ALONE) {
         Some(pool) => pool.run(count, &range),
         None => range(0, count),
     }
@@ -242,7 +245,7 @@ mod tests {
             let parts = (Chunks::new(&mut a, 10), Some(Chunks::new(&mut b, 1)));
             for_each(
                 11,
-                TASK + 1,
+                ALONE + 1,
                 parts,
                 || 0,
                 |_, index, (a, b)| {
@@ -260,7 +263,7 @@ mod tests {
     #[test]
     fn a_panic_comes_back_to_the_caller() {
         let caught = serial_and_parallel(|| {
-            catch_unwind(|| for_each(9, TASK + 1, (), || (), |(), index, ()| assert!(index != 5, "five")))
+            catch_unwind(|| for_each(9, ALONE + 1, (), || (), |(), index, ()| assert!(index != 5, "five")))
         });
         for panic in caught {
             assert_eq!(*panic.unwrap_err().downcast_ref::<&str>().unwrap(), "five");
