@@ -25,13 +25,15 @@ def kd(
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
     """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
 
-def sample(
-    student_features: Tensor, teacher_features: Tensor, scale: float, loss: Tensor, grad: Tensor | None
-) -> None:
+def sample(student_features: Tensor, teacher_features: Tensor, scale: float, loss: Tensor, grad: Tensor | None) -> None:
     """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
 
 def class_(
-    student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int, loss: Tensor,
+    student_features: Tensor,
+    teacher_features: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    loss: Tensor,
     grad: Tensor | None,
 ) -> None:
     """The mean over classes of `||Gt_k - Gs_k||_F^2 / n_k^2` into `loss` (shape ()), and its derivative in `s`."""
@@ -42,9 +44,7 @@ def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
 def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: float, grad: Tensor) -> None:
     """`P (g - sum_k P_k g_k) / T` of each row: the derivative through `softmax`."""
 
-def context_weights(
-    teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor
-) -> None:
+def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
     """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
 
 def accumulate_context(

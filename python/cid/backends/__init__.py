@@ -62,7 +62,10 @@ def self_checking(backend: str | None, *tensors: Tensor) -> Backend | None:
     """
     if (backend or _DEFAULT) not in ("auto", "native") or native.refusal(tensors):
         return None
-    return native if all(tensor.numel() for tensor in tensors) else None
+    for tensor in tensors:
+        if not tensor.numel():
+            return None
+    return native
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:

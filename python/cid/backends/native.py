@@ -181,4 +181,4 @@ def marginal_context(student_logits: Tensor, context: Tensor, temperature: float
         belief = cast(Tensor, _Softmax.apply(student_logits, temperature))
     else:
         belief = _softmax(student_logits, temperature)
-    return belief @ context.detach()
+    return torch.mm(belief, context.detach() if context.requires_grad else context)

@@ -73,7 +73,7 @@ pub(crate) fn run<E: Element, F: RowFormula<E>>(
         blocks,
         rows * columns,
         (Chunks::new(&mut totals, 1), each, out),
-        Scratch::new,
+        || Scratch::new(columns),
         |scratch, index, (total, each, out)| {
             let first = index * rows_a_block;
             let last = rows.min(first + rows_a_block);
