@@ -40,7 +40,7 @@ types: .venv/.requirements ## Check the types, strictly
 	mypy
 
 pytest: .venv/.native
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 cargo-test: .venv/.requirements
 	cargo test --locked -p cid-kernels

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -290,6 +291,65 @@ def test_no_grad_and_inference_mode() -> None:
         assert torch.equal(F.kd_loss(s, q, backend="native"), expected)
     with torch.inference_mode():
         assert torch.equal(F.kd_loss(s, q, backend="native"), expected)
+
+
+def _whole(
+    backend: str, seed: int, sizes: tuple[int, int, int, int], wanted: list[bool], **options: Any
+) -> list[Tensor]:
+    """Everything that comes out of cid_loss and its backward, run twice."""
+    torch.manual_seed(seed)
+    b, ds, dt, c = sizes
+    draws = [
+        torch.randn(*shape, dtype=torch.float64) for shape in ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
+    ]
+    leaves = [x.requires_grad_(want) for x, want in zip(draws, wanted, strict=True)]
+    f, s, adapter_weight, adapter_bias, head_weight, head_bias = leaves
+    t, q, m = features(b, dt, torch.float64), logits(b, c, torch.float64), features(c, ds, torch.float64)
+    out = F.cid_loss(
+        f,
+        s,
+        t,
+        q,
+        labels(b, c),
+        adapter_weight=adapter_weight,
+        adapter_bias=adapter_bias,
+        head_weight=head_weight,
+        head_bias=head_bias,
+        backend=backend,
+        **(dict[str, Any](context=m, beta=3.0, gamma=0.5) | options),
+    )
+    results = [x.detach() for x in out if x is not None]
+    asked = [x for x, want in zip(leaves, wanted, strict=True) if want]
+    for factor in (1.0, -2.5, 1.0) if asked else ():
+        grads = torch.autograd.grad(factor * out.loss, asked, retain_graph=True, allow_unused=True)
+        results += [torch.zeros_like(x) if g is None else g.clone() for g, x in zip(grads, asked, strict=True)]
+    return results
+
+
+@given(
+    sizes=st.tuples(SIZES, SIZES, SIZES, st.integers(1, 40)),
+    wanted=st.lists(st.booleans(), min_size=6, max_size=6),
+    seed=st.integers(0, 2**32),
+    options=st.sampled_from(
+        [{}, {"context": None}, {"alpha": 0.25}, {"alpha": 0.0}, {"beta": 0.0, "gamma": 0.0}, {"temperature": 0.7}]
+    ),
+)
+def test_the_whole_criterion_equals_the_reference(
+    sizes: tuple[int, int, int, int], wanted: list[bool], seed: int, options: dict[str, Any]
+) -> None:
+    ours, truth = (_whole(backend, seed, sizes, wanted, **options) for backend in ("native", "reference"))
+    for mine, theirs in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_the_whole_criterion_without_gradients() -> None:
+    sizes, wanted = (16, 9, 12, 5), [True] * 6
+    expected = _whole("native", 0, sizes, [False] * 6)
+    with torch.no_grad():
+        for mine, theirs in zip(expected, _whole("native", 0, sizes, [False] * 6), strict=True):
+            assert torch.equal(mine, theirs)
+    for mine, theirs in zip(expected, _whole("native", 0, sizes, wanted), strict=False):
+        assert torch.equal(mine, theirs)
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
-from cid.backends import select, self_checking
+from cid.backends import fused, select, self_checking
+from cid.backends.native import CIDOptions
 
 __all__ = [
     "CIDOutput",
@@ -506,22 +507,47 @@ def cid_loss(
     """
     for name, factor in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         _checks.number(name, factor, low=0.0)
-    features, weight, bias = _autocast(student_features, adapter_weight, adapter_bias)
-    _checks.floats(student_features=features, adapter_weight=weight, adapter_bias=bias)
-    _checks.shape("student_features", student_features, ("B", "Ds"))
+    given = {"student_features": student_features, "adapter_weight": adapter_weight, "adapter_bias": adapter_bias}
+    if context is not None:
+        given |= {"head_weight": head_weight, "head_bias": head_bias}
+    _checks.floats(**dict(zip(given, _autocast(*given.values()), strict=True)))
+    _checks.tensor("student_logits", student_logits)
     _checks.tensor("teacher_features", teacher_features)
-    _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
-    sizes = teacher_features.shape[1], student_features.shape[1]
-    _checks.shape("adapter_weight", adapter_weight, sizes)
-    _checks.shape("adapter_bias", adapter_bias, sizes[:1])
+    _checks.shape("student_features", student_features, ("B", "Ds"))
+    batch, dim = student_features.shape
+    _checks.shape("student_logits", student_logits, (batch, "C"))
+    num_classes = student_logits.shape[1]
+    _checks.shape("teacher_features", teacher_features, (batch, "Dt"))
+    _checks.shape("adapter_weight", adapter_weight, (teacher_features.shape[1], dim))
+    _checks.shape("adapter_bias", adapter_bias, (teacher_features.shape[1],))
+    _checks.temperature(temperature)
+    _checks.integer("ignore_index", ignore_index)
+    _checks.labels("target", target, student_features)
+    if context is None:
+        # The other terms that see the labels know no number of classes.
+        _checks.label_range("target", target, num_classes, ignore_index)
+    else:
+        _checks.tensor("context", context)
+        _checks.shape("context", context, (num_classes, dim))
+        _checks.shape("head_weight", head_weight, (num_classes, 2 * dim))
+        _checks.shape("head_bias", head_bias, (num_classes,))
+
+    student, teacher = (student_features, student_logits), (teacher_features, teacher_logits)
+    adapter, head = (adapter_weight, adapter_bias), (head_weight, head_bias)
+    if not differentiable_context and not torch.is_autocast_enabled(student_features.device.type):
+        floats = (*student, *teacher, *given.values(), *(() if context is None else (context,)))
+        whole = fused(backend, *floats)
+        if whole is not None and len({x.dtype for x in floats}) == 1:
+            options = CIDOptions(alpha, beta, gamma, float(temperature), ignore_index)
+            loss, terms, logits = whole.cid_loss(student, adapter, head, teacher, target, context, options)
+            ce, kd, sample, class_ = terms.unbind()
+            return CIDOutput(loss, ce, kd, sample, class_, logits)
 
     kd = kd_loss(student_logits, teacher_logits, temperature=temperature, backend=backend)
-    adapted = F.linear(features, weight, bias)
-    sample = sample_loss(adapted, teacher_features, backend=backend)
+    features, weight, bias = _autocast(student_features, adapter_weight, adapter_bias)
+    sample = sample_loss(F.linear(features, weight, bias), teacher_features, backend=backend)
     class_ = class_loss(student_features, teacher_features, target, ignore_index=ignore_index, backend=backend)
     if context is None:
-        # class_ has seen the labels, but knows no number of classes.
-        _checks.label_range("target", target, student_logits.shape[1], ignore_index)
         logits, ce = None, torch.zeros_like(kd)
     else:
         logits = interventional_logits(

@@ -130,7 +130,7 @@ class StopAt(StopRequest):
         super().__init__()
 
     @property
-    def signal_number(self) -> int | None:  # type: ignore[override]
+    def signal_number(self) -> int | None:
         self.looks -= 1
         return 2 if self.looks < 0 else None
 

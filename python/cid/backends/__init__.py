@@ -47,6 +47,22 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
+class Fused(Backend, Protocol):
+    """A backend that checks its arguments by itself, and has the whole criterion as one function."""
+
+    def cid_loss(
+        self,
+        student: tuple[Tensor, Tensor],
+        adapter: tuple[Tensor, Tensor],
+        head: tuple[Tensor, Tensor],
+        teacher: tuple[Tensor, Tensor],
+        target: Tensor,
+        context: Tensor | None,
+        options: native.CIDOptions,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
 BACKENDS: dict[str, Backend] = {"native": native, "reference": reference}
 
 
@@ -66,6 +82,11 @@ def self_checking(backend: str | None, *tensors: Tensor) -> Backend | None:
         if not tensor.numel():
             return None
     return native
+
+
+def fused(backend: str | None, *tensors: Tensor) -> Fused | None:
+    """As `self_checking`, for the whole criterion."""
+    return native if self_checking(backend, *tensors) is not None else None
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:

@@ -6,7 +6,7 @@ The kernels write the gradient while a row is in cache; the backward only scales
 import ctypes
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -182,3 +182,117 @@ def marginal_context(student_logits: Tensor, context: Tensor, temperature: float
     else:
         belief = _softmax(student_logits, temperature)
     return torch.mm(belief, context.detach() if context.requires_grad else context)
+
+
+class CIDOptions(NamedTuple):
+    """The numbers of `cid.functional.cid_loss`."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    temperature: float
+    ignore_index: int
+
+
+class _CID(torch.autograd.Function):
+    """All terms as one node.
+
+    The kernels write their gradients in the forward; the products with them, which PyTorch computes, wait for a
+    backward, and scalar factors ride along in them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        f: Tensor,
+        s: Tensor,
+        adapter_weight: Tensor,
+        adapter_bias: Tensor,
+        head_weight: Tensor,
+        head_bias: Tensor,
+        t: Tensor,
+        q: Tensor,
+        y: Tensor,
+        context: Tensor | None,
+        options: CIDOptions,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        needs_f, needs_s, *needs_adapter, needs_weight, needs_bias = ctx.needs_input_grad[:6]
+        f, s, t, q, y = _dense(f), _dense(s), _dense(t), _dense(q), y.contiguous()
+        rows, dim = f.shape
+        terms = f.new_empty(4)
+        ce, kd, sample, class_ = terms.unbind()
+
+        kd_grad = torch.empty_like(s) if needs_s else None
+        _native.kd(s, q, options.temperature, 1.0 / rows, kd, kd_grad)
+        class_grad = torch.empty_like(f) if needs_f else None
+        _native.class_(f, t, y, options.ignore_index, class_, class_grad)
+        adapted = torch.addmm(adapter_bias, f, adapter_weight.t())
+        sample_grad = torch.empty_like(adapted) if needs_f or any(needs_adapter) else None
+        _native.sample(adapted, t, 1.0 / rows, sample, sample_grad)
+        m = z = z_grad = None
+        if context is None:
+            ce.zero_()
+        else:
+            m = torch.mm(_softmax(s, options.temperature), context)
+            z = torch.addmm(head_bias, f, head_weight[:, :dim].t()).addmm_(m, head_weight[:, dim:].t())
+            z_grad = torch.empty_like(z) if needs_f or needs_weight or needs_bias else None
+            _native.cross_entropy(z, y, options.ignore_index, ce, z_grad)
+
+        loss = terms.dot(terms.new_tensor([options.alpha, options.alpha, options.beta, options.gamma]))
+        ctx.mark_non_differentiable(*(x for x in (terms, z) if x is not None))
+        ctx.options = options
+        ctx.save_for_backward(f, m, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad)
+        return loss, terms, z
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_order()
+        f, m, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad = ctx.saved_tensors
+        needs_f, needs_s, needs_adapter_weight, needs_adapter_bias, needs_weight, needs_bias = ctx.needs_input_grad[:6]
+        dim = f.shape[1]
+        g = grad_output.item()
+        alpha, beta, gamma = (g * factor for factor in (ctx.options.alpha, ctx.options.beta, ctx.options.gamma))
+
+        grad_f = grad_s = grad_adapter_weight = grad_adapter_bias = grad_weight = grad_bias = None
+        if needs_f:
+            grad_f = torch.addmm(class_grad, sample_grad, adapter_weight, beta=gamma, alpha=beta)
+            if z_grad is not None:
+                grad_f.addmm_(z_grad, head_weight[:, :dim], alpha=alpha)
+        if needs_s:
+            grad_s = kd_grad if alpha == 1.0 else kd_grad * alpha
+        if needs_adapter_weight:
+            grad_adapter_weight = torch.addmm(adapter_weight, sample_grad.t(), f, beta=0, alpha=beta)
+        if needs_adapter_bias:
+            grad_adapter_bias = sample_grad.sum(0).mul_(beta)
+        if needs_weight and z_grad is not None:
+            grad_weight = torch.empty_like(head_weight)
+            for half, features in ((slice(None, dim), f), (slice(dim, None), m)):
+                to = grad_weight[:, half]
+                torch.addmm(to, z_grad.t(), features, beta=0, alpha=alpha, out=to)
+        if needs_bias and z_grad is not None:
+            grad_bias = z_grad.sum(0).mul_(alpha)
+        rest = (None,) * 5
+        return grad_f, grad_s, grad_adapter_weight, grad_adapter_bias, grad_weight, grad_bias, *rest
+
+
+def cid_loss(
+    student: tuple[Tensor, Tensor],
+    adapter: tuple[Tensor, Tensor],
+    head: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    target: Tensor,
+    context: Tensor | None,
+    options: CIDOptions,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The total, its terms (ce, kd, sample, class) and z; see `cid.functional.cid_loss`.
+
+    A pair is (features, logits) or (weight, bias). The marginal context is not differentiated.
+    """
+    trained: tuple[Tensor, ...] = (*student, *adapter, *head)
+    if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
+        trained = tuple(x.detach() for x in trained)
+    given = (*teacher, target, context)
+    return cast(
+        tuple[Tensor, Tensor, Tensor | None],
+        _CID.apply(*trained, *(x if x is None else x.detach() for x in given), options),
+    )
