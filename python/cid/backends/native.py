@@ -4,6 +4,7 @@ The kernels write the gradient while a row is in cache; the backward only scales
 """
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
@@ -194,6 +195,12 @@ class CIDOptions(NamedTuple):
     ignore_index: int
 
 
+@functools.lru_cache(maxsize=64)
+def _factors(alpha: float, beta: float, gamma: float, dtype: torch.dtype) -> Tensor:
+    """The weights of ce, kd, sample and class. Kept, as a new tensor costs as much as a kernel on a small batch."""
+    return torch.tensor([alpha, alpha, beta, gamma], dtype=dtype)
+
+
 class _CID(torch.autograd.Function):
     """All terms as one node.
 
@@ -238,7 +245,7 @@ class _CID(torch.autograd.Function):
             z_grad = torch.empty_like(z) if needs_f or needs_weight or needs_bias else None
             _native.cross_entropy(z, y, options.ignore_index, ce, z_grad)
 
-        loss = terms.dot(terms.new_tensor([options.alpha, options.alpha, options.beta, options.gamma]))
+        loss = terms.dot(_factors(options.alpha, options.beta, options.gamma, terms.dtype))
         ctx.mark_non_differentiable(*(x for x in (terms, z) if x is not None))
         ctx.options = options
         ctx.save_for_backward(f, m, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad)
