@@ -147,14 +147,18 @@ def sample_loss(
     _checks.choice("reduction", reduction, REDUCTIONS)
     chosen = self_checking(backend, student_features, teacher_features)
     if chosen is None or student_features.ndim != 2 or teacher_features.ndim != 2:
-        student_features, teacher_features = _autocast(student_features, teacher_features)
-        _checks.floats(student_features=student_features, teacher_features=teacher_features)
-        student_features = _rows("student_features", student_features)
-        teacher_features = _rows("teacher_features", teacher_features)
+        student_features, teacher_features = _feature_rows(student_features, teacher_features)
         _checks.shape("teacher_features", teacher_features, student_features.shape)
         _checks.not_empty("student_features", student_features, reduction)
         chosen = select(backend, student_features, teacher_features)
     return chosen.sample_loss(student_features, teacher_features, reduction)
+
+
+def _feature_rows(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of any rank as one row a sample, checked."""
+    student, teacher = _autocast(student_features, teacher_features)
+    _checks.floats(student_features=student, teacher_features=teacher)
+    return _rows("student_features", student), _rows("teacher_features", teacher)
 
 
 def _rows(name: str, features: Tensor) -> Tensor:
@@ -210,10 +214,7 @@ def class_loss(
     _checks.integer("ignore_index", ignore_index)
     chosen = self_checking(backend, student_features, teacher_features)
     if chosen is None or student_features.ndim != 2 or teacher_features.ndim != 2:
-        student_features, teacher_features = _autocast(student_features, teacher_features)
-        _checks.floats(student_features=student_features, teacher_features=teacher_features)
-        student_features = _rows("student_features", student_features)
-        teacher_features = _rows("teacher_features", teacher_features)
+        student_features, teacher_features = _feature_rows(student_features, teacher_features)
         _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
         chosen = select(backend, student_features, teacher_features)
     _checks.labels("target", target, student_features)

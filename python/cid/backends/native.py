@@ -295,6 +295,8 @@ def cid_loss(
 
     A pair is (features, logits) or (weight, bias). The marginal context is not differentiated.
     """
+    if context is None:
+        head = head[0].detach(), head[1].detach()  # warm-up: nothing of it reaches the loss
     trained: tuple[Tensor, ...] = (*student, *adapter, *head)
     if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
         trained = tuple(x.detach() for x in trained)

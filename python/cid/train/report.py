@@ -201,6 +201,7 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """
     # The object interface: no window system is asked for, and no global state of pyplot's is touched.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -209,11 +210,14 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     ):
         for method in dict.fromkeys(line["method"] for line in metrics):
             _draw(axes, [line for line in metrics if line["method"] == method], key, method)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend()
     panels[1].set_yscale("log")
+    for set_formatter in (panels[1].yaxis.set_major_formatter, panels[1].yaxis.set_minor_formatter):
+        set_formatter(ScalarFormatter())  # 3.0 reads better than 3 x 10^0
     panels[0].set_title("The mean over seeds and their range", fontsize="medium")
     panels[1].set_title("Losses of different methods are not comparable", fontsize="medium")
     figure.savefig(path, dpi=120)

@@ -4,9 +4,9 @@ use fearless_simd::prelude::*;
 
 use crate::dispatch::{self, dispatch};
 use crate::par::{self, Chunks};
-use crate::rows::{self, Loss, RowFormula};
+use crate::rows::{self, Loss, RowFormula, Scratch};
 use crate::simd::{Element, Vector, load, store};
-use crate::softmax::{Scratch, Softmax};
+use crate::softmax::Softmax;
 use crate::{Error, check_labels, check_len, check_shape, check_temperature};
 
 /// `softmax(q_i / T)[y_i]` of each row, 0 for an ignored one.

@@ -2,9 +2,9 @@
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, RowFormula};
+use crate::rows::{self, Loss, RowFormula, Scratch};
 use crate::simd::{Element, Vector, for_each_vector, load, splat, store};
-use crate::softmax::{Scratch, Softmax, pieces};
+use crate::softmax::{Softmax, pieces};
 use crate::{Error, check_labels, check_len, check_shape};
 
 /// `-log softmax(z_i)[y_i]`, the mean over the rows that are not ignored, and its derivative in `z`; 0 where all are.

@@ -2,9 +2,9 @@
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, RowFormula};
+use crate::rows::{self, Loss, RowFormula, Scratch};
 use crate::simd::{Element, Real, Sum, Vector, for_each_vector, load, polynomial, splat, store};
-use crate::softmax::{Scratch, Softmax, pieces};
+use crate::softmax::{Softmax, pieces};
 use crate::{Error, check_shape, check_temperature};
 
 /// `scale T^2 KL(softmax(q_i / T) || softmax(s_i / T))` of each row, and its derivative in `s`.

@@ -6,9 +6,22 @@ use fearless_simd::prelude::*;
 
 use crate::dispatch::{self, dispatch};
 use crate::par::{self, Chunks};
-use crate::simd::{Element, MAX_LANES, Vector};
-use crate::softmax::Scratch;
+use crate::simd::{Element, MAX_LANES, Real, Vector};
 use crate::{Error, check_len, check_shape};
+
+/// The longest row whose exponentials are kept, and the longest piece of one whose exponentials are recomputed.
+pub(crate) const KEPT: usize = 2048;
+
+/// Room for the exponentials of a piece of two rows: small enough for the cache next to the CPU, and for short rows
+/// no larger than they need, so that it leaves that cache to them.
+pub(crate) struct Scratch<R>(pub(crate) [Vec<R>; 2]);
+
+impl<R: Real> Scratch<R> {
+    pub(crate) fn new(columns: usize) -> Self {
+        let len = columns.clamp(MAX_LANES, KEPT);
+        Self([vec![R::default(); len], vec![R::default(); len]])
+    }
+}
 
 /// Where the values of the rows go.
 pub enum Loss<'a, R> {

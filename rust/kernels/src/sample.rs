@@ -2,9 +2,8 @@
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, RowFormula};
+use crate::rows::{self, Loss, RowFormula, Scratch};
 use crate::simd::{Element, SumOfSquares, Vector, for_each_vector, load, splat, store};
-use crate::softmax::Scratch;
 use crate::{Error, check_shape};
 
 /// `scale ||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`.

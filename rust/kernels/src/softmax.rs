@@ -3,23 +3,9 @@
 use fearless_simd::prelude::*;
 
 use crate::exp::exp;
-use crate::rows::{self, RowFormula};
-use crate::simd::{self, Element, MAX_LANES, Real, Sum, Vector, for_each_vector, load, splat, store};
+use crate::rows::{self, KEPT, RowFormula, Scratch};
+use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, splat, store};
 use crate::{Error, check_shape, check_temperature};
-
-/// The longest row whose exponentials are kept, and the longest piece of one whose exponentials are recomputed.
-const KEPT: usize = 2048;
-
-/// Room for the exponentials of a piece of two rows: small enough for the cache next to the CPU, and for short rows
-/// no larger than they need, so that it leaves that cache to them.
-pub(crate) struct Scratch<R>(pub(crate) [Vec<R>; 2]);
-
-impl<R: Real> Scratch<R> {
-    pub(crate) fn new(columns: usize) -> Self {
-        let len = columns.clamp(MAX_LANES, KEPT);
-        Self([vec![R::default(); len], vec![R::default(); len]])
-    }
-}
 
 /// The pieces that a row is gone through in, none shorter than half of [`KEPT`] unless the row is.
 #[inline(always)]
