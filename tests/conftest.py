@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Imports and first calls are slow, examples are not: a deadline would only measure the machine.
-# Where a failure stops somebody else's work, the examples are the same each time.
 os.environ.pop("CID_BACKEND", None)  # read when cid is imported; each test names the backend it means
 
+# Imports and first calls are slow, examples are not: a deadline would only measure the machine.
+# Where a failure stops somebody else's work, the examples are the same each time.
 settings.register_profile("cid", deadline=None, max_examples=40, derandomize="CI" in os.environ)
 settings.load_profile("cid")
 
