@@ -193,6 +193,23 @@ def test_second_order_is_refused_not_wrong(term: Term) -> None:
 
 
 @terms
+def test_a_gradient_that_was_changed_does_not_change_the_next(term: Term) -> None:
+    """A backward of 1 hands out the saved gradient itself: nobody may reach it through what was handed out."""
+    inputs = term.draw(9, 17, torch.float64)
+    student = inputs[0].requires_grad_()
+    expected = term.value_and_grad(inputs, "reference")[1]
+    loss = term.call(student, *inputs[1:], backend="native").sum()
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+        assert student.grad is not None
+        torch.testing.assert_close(student.grad, expected)
+        student.grad.zero_()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(student.grad, 2 * expected)
+
+
+@terms
 def test_backward_scales_and_repeats(term: Term) -> None:
     """Any `grad_output`, and a second backward over the same graph gives the same again."""
     inputs = term.draw(9, 17, torch.float64)
