@@ -209,3 +209,14 @@ def test_bad_options(options: dict[str, object], named: str) -> None:
 def test_bad_sizes(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"^(student_dim|teacher_dim|num_classes|dim): got .*accepted: 1 and up"):
         cid.CIDLoss(*sizes, beta=1.0, gamma=1.0)
+
+
+def test_it_is_traced_whole() -> None:
+    """Under torch.compile the reference serves, in one graph, the gathering of contexts included."""
+    loss, step = criterion(warmup_epochs=0), batch()
+    expected = loss(*step)
+    gathered = loss.bank.numerator.clone()
+    loss.bank.numerator.zero_()
+    traced = torch.compile(loss, fullgraph=True, backend="eager")(*step)
+    torch.testing.assert_close(traced.loss, expected.loss)
+    torch.testing.assert_close(loss.bank.numerator, gathered)

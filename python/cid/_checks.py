@@ -135,7 +135,7 @@ def writable(**outputs: Tensor) -> None:
     for name, value in outputs.items():
         if value.requires_grad:
             raise ValueError(f"{name}: requires a gradient, accepted: a tensor that does not, it is written in place")
-        if value.is_neg():
+        if not torch.compiler.is_compiling() and value.is_neg():  # a trace has no views yet
             raise ValueError(f"{name}: is a negated view, accepted: a tensor without one, it is written in place")
 
 

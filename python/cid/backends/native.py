@@ -94,8 +94,8 @@ class _GradientInForward(torch.autograd.Function):
         rest = (None,) * (2 + ctx.arguments)
         if grad_output.ndim == 0 and grad_output.item() == 1.0:  # on a CPU a look costs less than a pass over the data
             return grad, *rest
-        # Out of place: a second backward over the same graph needs the saved gradient as it was. (If what was handed out
-        # above has been changed in place meanwhile, PyTorch raises then.)
+        # Out of place: a second backward over the same graph needs the saved gradient as it was. (Where the one handed
+        # out above has been changed in place meanwhile, PyTorch raises.)
         return grad * (grad_output if grad_output.ndim == 0 else grad_output[:, None]), *rest
 
 
