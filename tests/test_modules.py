@@ -220,3 +220,11 @@ def test_it_is_traced_whole() -> None:
     traced = torch.compile(loss, fullgraph=True, backend="eager")(*step)
     torch.testing.assert_close(traced.loss, expected.loss)
     torch.testing.assert_close(loss.bank.numerator, gathered)
+
+
+def test_it_runs_on_a_device_without_autocast() -> None:
+    loss = criterion(warmup_epochs=0).to("meta")
+    out = loss(*(x.to("meta") for x in batch()))
+    assert out.loss.is_meta
+    assert out.logits is not None
+    assert out.logits.shape == (B, C)

@@ -135,13 +135,13 @@ def writable(**outputs: Tensor) -> None:
     for name, value in outputs.items():
         if value.requires_grad:
             raise ValueError(f"{name}: requires a gradient, accepted: a tensor that does not, it is written in place")
-        if not torch.compiler.is_compiling() and value.is_neg():  # a trace has no views yet
+        if not torch.compiler.is_compiling() and value.is_neg():  # can't be traced
             raise ValueError(f"{name}: is a negated view, accepted: a tensor without one, it is written in place")
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether the address ranges of two tensors meet; a trace has no addresses."""
-    if torch.compiler.is_compiling() or not (a.numel() and b.numel()):
+    """Whether the address ranges of two tensors meet; in a trace and on the meta device there are no addresses."""
+    if torch.compiler.is_compiling() or a.is_meta or not (a.numel() and b.numel()):
         return False
     (a_start, a_end), (b_start, b_end) = _addresses(a), _addresses(b)
     return a_start < b_end and b_start < a_end

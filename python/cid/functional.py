@@ -56,13 +56,16 @@ class CIDOutput(NamedTuple):
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in float32 where autocast is on, so that a loss of half-precision layers is computed widely."""
-    lead = tensors[0]
-    if not isinstance(lead, Tensor):  # refused by the checks that follow
-        return tensors
-    device = lead.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # What is no tensor is refused by the checks that follow.
+    if isinstance(tensors[0], Tensor) and _autocast_is_on(tensors[0]):
         return tuple(t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
     return tensors
+
+
+def _autocast_is_on(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; some devices have none, and to ask of them raises."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def kd_loss(
@@ -535,7 +538,7 @@ def cid_loss(
 
     student, teacher = (student_features, student_logits), (teacher_features, teacher_logits)
     adapter, head = (adapter_weight, adapter_bias), (head_weight, head_bias)
-    if not differentiable_context and not torch.is_autocast_enabled(student_features.device.type):
+    if not differentiable_context and not _autocast_is_on(student_features):
         floats = (*student, *teacher, *given.values(), *(() if context is None else (context,)))
         whole = fused(backend, *floats)
         if whole is not None and len({x.dtype for x in floats}) == 1:

@@ -70,7 +70,6 @@ class Estimate:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Summarises numbers that were drawn independently."""
-    # A dependency of scikit-learn, which the extra requires.
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     mean = statistics.fmean(values)
