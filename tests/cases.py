@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +48,23 @@ def _cross_entropy(z: Tensor, y: Tensor, *, backend: str) -> Tensor:
     return BACKENDS[backend].cross_entropy(z, y, IGNORE)
 
 
+KD: dict[str, dict[str, Any]] = {
+    "kd": {},
+    "kd_reverse": {"divergence": "reverse"},
+    "kd_js": {"divergence": "js", "beta": 0.3},
+}
 TERMS = {
     term.name: term
     for term in (
-        Term("kd", lambda b, c, t: (logits(b, c, t), logits(b, c, t)), F.kd_loss),
+        *(
+            Term(name, lambda b, c, t: (logits(b, c, t), logits(b, c, t)), partial(F.kd_loss, **options))
+            for name, options in KD.items()
+        ),
+        Term(
+            "kd_labelled",
+            lambda b, c, t: (logits(b, c, t), logits(b, c, t), labels(b, c)),
+            lambda s, q, y, *, backend, **options: F.kd_loss(s, q, target=y, backend=backend, **options),
+        ),
         Term("sample", lambda b, d, t: (features(b, d, t), features(b, d, t)), F.sample_loss),
         Term(
             "class",

@@ -18,7 +18,7 @@ W, M = torch.rand(B), torch.randn(C, D)
 HEAD, BIAS = torch.randn(C, 2 * D), torch.randn(C)
 
 CALLS: dict[str, dict[str, Any]] = {
-    "kd_loss": {"student_logits": S, "teacher_logits": Q},
+    "kd_loss": {"student_logits": S, "teacher_logits": Q, "target": Y},
     "sample_loss": {"student_features": FS, "teacher_features": FT},
     "class_loss": {"student_features": FS, "teacher_features": FT, "target": Y},
     "context_weights": {"teacher_logits": Q, "target": Y},
@@ -88,6 +88,8 @@ def test_each_tensor_is_checked(name: str, argument: str, backend: str, change: 
     bad = change(CALLS[name][argument])
     if bad is None and (name, argument) == ("cid_loss", "context"):
         return  # means warm-up
+    if bad is None and (name, argument) == ("kd_loss", "target"):
+        return  # means that all samples count
     if (name, argument) == ("marginal_context", "student_logits") and isinstance(bad, Tensor) and len(bad) == B - 1:
         return  # any number of rows goes with that context
     if (name, argument, backend) == ("context_weights", "teacher_logits", "native") and error is ValueError:
@@ -103,7 +105,8 @@ def test_each_tensor_is_checked(name: str, argument: str, backend: str, change: 
 
 @backends
 @pytest.mark.parametrize(
-    ("name", "accepted"), [("class_loss", "0 and up"), ("context_weights", "0 to 3"), ("cid_loss", "0 to 3")]
+    ("name", "accepted"),
+    [("kd_loss", "0 to 3"), ("class_loss", "0 and up"), ("context_weights", "0 to 3"), ("cid_loss", "0 to 3")],
 )
 @pytest.mark.parametrize("label", [-1, -101, 4, 2**40, -(2**63)])
 def test_labels_out_of_range(name: str, accepted: str, label: int, backend: str) -> None:
@@ -164,7 +167,7 @@ def test_outputs_must_not_overlap(backend: str) -> None:
     assert (shared == 1).all()
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "4", None, True])
+@pytest.mark.parametrize("value", [0, -1.0, 1e-31, 1e31, float("nan"), float("inf"), "4", None, True])
 def test_temperature(value: Any) -> None:
     for name in ("kd_loss", "context_weights", "marginal_context", "interventional_logits"):
         with pytest.raises((ValueError, TypeError), match=r"^temperature: got .*accepted: "):
@@ -181,6 +184,23 @@ def test_factors(name: str, value: Any) -> None:
         call("cid_loss", **{name: value})
     with pytest.raises((ValueError, TypeError), match=rf"^{name}: got .*accepted: "):
         cid.CIDLoss(4, 4, 3, **({"beta": 1.0, "gamma": 1.0} | {name: value}))
+
+
+@backends
+def test_divergence(backend: str) -> None:
+    with pytest.raises(ValueError, match=r"^divergence: got 'kl', accepted: 'forward', 'reverse', 'js'"):
+        call("kd_loss", backend, divergence="kl")
+    with pytest.raises(ValueError, match=r"^divergence"):
+        cid.KDLoss(divergence="kl")
+    values: list[Any] = [0, 1.0, -0.1, float("nan"), "1", None]
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=r"^beta: got .*accepted: "):
+            call("kd_loss", backend, divergence="js", beta=value)
+        with pytest.raises((ValueError, TypeError), match=r"^beta: got .*accepted: "):
+            cid.KDLoss(divergence="js", beta=value)
+    for index in (1.5, "1", None):
+        with pytest.raises(TypeError, match=r"^ignore_index: got .*accepted: int"):
+            call("kd_loss", backend, ignore_index=index)
 
 
 @backends
@@ -222,7 +242,10 @@ def test_degenerate_sizes(backend: str) -> None:
     """No classes are refused; one class, one sample and no features are fine."""
     with pytest.raises(ValueError, match=r"^student_logits: .*at least one class"):
         F.kd_loss(S[:, :0], S[:, :0], backend=backend)
+    with pytest.raises(ValueError, match=r"^student_logits: .*at least one class"):
+        F.kd_loss(S[0, 0], Q[0, 0], backend=backend)
     assert F.kd_loss(S[:, :1], Q[:, :1], backend=backend) == 0
+    assert F.kd_loss(S[0], Q[0], reduction="none", backend=backend).shape == ()
     assert F.sample_loss(FS[:, :0], FS[:, :0], backend=backend) == 0
     assert F.class_loss(FS[:, :0], FS[:, :0], Y, backend=backend) == 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cid import functional as F
 from cid.backends import select
-from tests.cases import IGNORE, TERMS, Term, features, labels, logits
+from tests.cases import IGNORE, KD, TERMS, Term, features, labels, logits
 
 SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 37, 129, 333]))
 terms = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
@@ -65,7 +65,7 @@ def test_extreme_factors(term: Term, dtype: torch.dtype, factor: float) -> None:
     """Wherever the float64 truth is representable the result is it, not an overflow or a NaN."""
     inputs = tuple(x * factor if x.is_floating_point() else x for x in term.draw(33, 129, dtype))
     # What the truth itself is good to, and what the type can hold.
-    rounding = max(torch.finfo(dtype).eps, 1e-14) if term.name == "kd" else 0.0  # of P - Q, with both near 1/C
+    rounding = max(torch.finfo(dtype).eps, 1e-14) if term.name.startswith("kd") else 0.0  # of P - Q, with both near 1/C
     floor = max(rounding, torch.finfo(dtype).tiny)
     wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     ours, truth = term.value_and_grad(inputs, "native"), term.value_and_grad(wide, "reference")
@@ -238,6 +238,55 @@ def test_reductions(name: str, backend: str) -> None:
         torch.testing.assert_close(value, factor * rows.detach().sum())
         (grad,) = torch.autograd.grad(value, leaf)
         torch.testing.assert_close(grad * weights[:, None], factor * by_row)
+
+
+@backends
+def test_divergences_are_what_pytorch_makes_of_their_formulas(backend: str) -> None:
+    s, q, temperature, beta = logits(9, 17, torch.float64), logits(9, 17, torch.float64), 2.0, 0.3
+    p, q_ = (torch.log_softmax(x / temperature, 1) for x in (s, q))
+
+    def kl(of: Tensor, to: Tensor) -> Tensor:
+        return torch.nn.functional.kl_div(to, of, reduction="none", log_target=True).sum(1)
+
+    mixture = (beta * q_.exp() + (1 - beta) * p.exp()).log()
+    expected = {
+        "forward": kl(q_, p),
+        "reverse": kl(p, q_),
+        "js": beta * kl(q_, mixture) + (1 - beta) * kl(p, mixture),
+    }
+    for divergence, rows in expected.items():
+        got = F.kd_loss(
+            s, q, temperature=temperature, divergence=divergence, beta=beta, reduction="none", backend=backend
+        )
+        torch.testing.assert_close(got, temperature**2 * rows, rtol=1e-12, atol=1e-12)
+
+
+@backends
+@types
+@pytest.mark.parametrize("options", KD.values(), ids=KD)
+def test_kd_of_any_rank_with_padding(options: dict[str, Any], backend: str, dtype: torch.dtype) -> None:
+    """Token by token, where what stands in the padding does not matter."""
+    s, q = logits(15, 37, dtype), logits(15, 37, dtype)
+    y = torch.arange(15) % 37
+    rows = F.kd_loss(s, q, reduction="none", backend=backend, **options)
+    ignored = torch.arange(15) % 4 == 1
+    y[ignored] = 7
+    s[ignored], q[ignored] = torch.nan, torch.inf
+    leaf = s.reshape(3, 5, 37).requires_grad_()
+    given = dict[str, Any](target=y.reshape(3, 5), ignore_index=7, backend=backend, **options)
+    got = F.kd_loss(leaf, q.reshape(3, 5, 37), reduction="none", **given)
+    assert got.shape == (3, 5)
+    expected = torch.where(ignored | (y == 7), 0.0, rows)
+    torch.testing.assert_close(got.flatten().detach(), expected.to(got.dtype))
+    counted = (y != 7).sum()
+    for reduction, scale in (("sum", 1.0), ("mean", 1 / counted), ("batchmean", 1 / counted)):
+        loss = F.kd_loss(leaf, q.reshape(3, 5, 37), reduction=reduction, **given)
+        (grad,) = torch.autograd.grad(loss, leaf)
+        torch.testing.assert_close(loss.detach(), scale * expected.sum().to(loss.dtype))
+        assert grad.isfinite().all()
+        assert (grad.reshape(15, 37)[y == 7] == 0).all()
+    nothing = torch.full((3, 5), 7)
+    assert F.kd_loss(leaf, q.reshape(3, 5, 37), **(given | {"target": nothing})) == 0
 
 
 @terms

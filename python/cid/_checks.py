@@ -54,16 +54,16 @@ def shape(name: str, value: Tensor, expected: Sequence[int | str]) -> None:
 
 
 def classes(name: str, value: Tensor) -> None:
-    """At least one column."""
-    if value.shape[1] == 0:
+    """At least one class, in the last dimension."""
+    if value.ndim == 0 or value.shape[-1] == 0:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: at least one class")
 
 
 def labels(name: str, value: Tensor, like: Tensor) -> None:
-    """One int64 label a row of `like`. Their values are for `label_range`, or for a kernel that reads them anyway."""
+    """One int64 label a row of `like`, which has one more dimension. Their values are for `label_range`, or for a kernel that reads them anyway."""
     if tensor(name, value).dtype != torch.int64:
         raise TypeError(f"{name}: got {value.dtype}, accepted: torch.int64")
-    shape(name, value, (like.shape[0],))
+    shape(name, value, like.shape[:-1])
     if value.device != like.device:
         raise ValueError(f"{name}: is on {value.device}, accepted: {like.device}, the device of the features or logits")
 
@@ -88,20 +88,26 @@ def integer(name: str, value: object) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, accepted: int")
 
 
-def number(name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
+def number(
+    name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
+) -> None:
     """A finite number of the interval."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: got {type(value).__name__}, accepted: a number")
-    if not (math.isfinite(value) and (low < value if open_low else low <= value) and value <= high):
-        bounds = f"{'above' if open_low else 'from'} {low:g}" + ("" if high == math.inf else f" to {high:g}")
+    above = low < value if open_low else low <= value
+    below = value < high if open_high else value <= high
+    if not (math.isfinite(value) and above and below):
+        bounds = f"{'above' if open_low else 'from'} {low:g}"
+        if high != math.inf:
+            bounds += f" {'and below' if open_high else 'to'} {high:g}"
         raise ValueError(f"{name}: got {value}, accepted: finite, {bounds}")
 
 
 def temperature(value: float) -> None:
-    """A finite number above 0."""
-    if type(value) is float and 0.0 < value < math.inf:  # the usual case, in a tenth of the time
+    """A positive number of a size that every type can hold, as it can its inverse."""
+    if type(value) is float and 1e-30 <= value <= 1e30:  # the usual case, in a tenth of the time
         return
-    number("temperature", value, low=0.0, open_low=True)
+    number("temperature", value, low=1e-30, high=1e30)
 
 
 def choice(name: str, value: str, accepted: Sequence[str]) -> None:

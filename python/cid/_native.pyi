@@ -2,8 +2,9 @@
 
 Float tensors of one call share one type, float32 or float64, and are contiguous; labels are int64. Everything is
 checked before anything is written. Outputs are written in place and never overlap an input or each other.
-A `loss` of shape () receives `scale` times the sum of the rows' losses, one of shape (B,) receives `scale` times
-each; `grad` receives `scale` times the derivative of each row's loss and is skipped where it is None.
+A `loss` of shape () receives the sum of the rows' losses or, where `mean` is true, their mean over the rows that count;
+one of shape (B,) each row's, as it adds to that. `grad` receives the derivative of their sum or mean and is skipped
+where it is None.
 """
 
 from torch import Tensor
@@ -18,14 +19,24 @@ def run_serially() -> None:
     """Stay in the calling thread from now on: a forked child has no thread pool that works."""
 
 def kd(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, scale: float, loss: Tensor, grad: Tensor | None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    temperature: float,
+    divergence: str,
+    beta: float,
+    ignore_index: int,
+    mean: bool,
+    loss: Tensor,
+    grad: Tensor | None,
 ) -> None:
-    """`T^2 KL(softmax(q_i/T) || softmax(s_i/T))` of each row, and its derivative in `s`."""
+    """`T^2` times a divergence ("forward", "reverse" or "js") between `softmax(s_i/T)` and `softmax(q_i/T)` of each row,
+    and its derivative in `s`; 0 where the label is `ignore_index`."""
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
     """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
 
-def sample(student_features: Tensor, teacher_features: Tensor, scale: float, loss: Tensor, grad: Tensor | None) -> None:
+def sample(student_features: Tensor, teacher_features: Tensor, mean: bool, loss: Tensor, grad: Tensor | None) -> None:
     """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
 
 def class_(

@@ -27,7 +27,7 @@ class ContextBank(nn.Module):
         num_classes: C.
         dim: D, the size of the student's representation.
         momentum: mu, from 0 to 1; 0 in the paper.
-        temperature: T of the weights, above 0.
+        temperature: T of the weights, from 1e-30 to 1e30.
         ignore_index: A label that marks a sample as unlabelled: it is not gathered.
         backend: See `cid.functional`.
         device: Where the buffers are made.

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
-from cid.backends import fused, select, self_checking
-from cid.backends.native import CIDOptions
+from cid.backends import CIDOptions, KDOptions, fused, select, self_checking
 
 __all__ = [
     "CIDOutput",
@@ -35,6 +34,7 @@ __all__ = [
 
 REDUCTIONS = ("none", "mean", "sum")
 DIVERGENCE_REDUCTIONS = (*REDUCTIONS, "batchmean")
+DIVERGENCES = ("forward", "reverse", "js")
 
 
 class CIDOutput(NamedTuple):
@@ -72,24 +72,41 @@ def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
+    target: Tensor | None = None,
     temperature: float = 4.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    ignore_index: int = -100,
     reduction: str = "batchmean",
     backend: str | None = None,
 ) -> Tensor:
-    r"""Divergence of the student's softened logits from the teacher's.
+    r"""Divergence between the student's softened logits and the teacher's.
 
-    .. math:: T^2 \, \mathrm{KL}(\mathrm{softmax}(q_i / T) \,\|\, \mathrm{softmax}(s_i / T))
+    With :math:`P_i = \mathrm{softmax}(s_i / T)` of the student and :math:`Q_i = \mathrm{softmax}(q_i / T)` of the
+    teacher, for each sample i
 
-    for each sample i; the factor :math:`T^2` keeps the gradient's size independent of the temperature. A class to which
-    the teacher gives probability 0 adds nothing, so logits of -inf (masked classes) are fine.
+    .. math::
+        \text{forward:} \quad & T^2 \, \mathrm{KL}(Q_i \,\|\, P_i) \\
+        \text{reverse:} \quad & T^2 \, \mathrm{KL}(P_i \,\|\, Q_i) \\
+        \text{js:} \quad & T^2 \, (\beta \, \mathrm{KL}(Q_i \,\|\, M_i) + (1 - \beta) \, \mathrm{KL}(P_i \,\|\, M_i)),
+        \quad M_i = \beta Q_i + (1 - \beta) P_i
+
+    The factor :math:`T^2` keeps the gradient's size independent of the temperature. A class to which one side gives
+    probability 0 adds nothing to that side's sum, so logits of -inf (masked classes) are fine.
 
     Args:
-        student_logits: s, shape (B, C).
-        teacher_logits: q, shape (B, C); gets no gradient.
-        temperature: T, above 0.
-        reduction: `"none"` gives each sample's divergence, shape (B,); `"sum"` their sum; `"batchmean"` and `"mean"`
-            their mean over the samples. (`torch.nn.functional.kl_div` differs: its `"none"` has shape (B, C), and its
-            `"mean"` divides by B C.)
+        student_logits: s, shape (..., C): any number of dimensions, classes last; all others count samples.
+        teacher_logits: q, of the same shape; gets no gradient.
+        target: Labels, int64, shape (...): only to leave out the samples (say, tokens) whose label is `ignore_index`.
+        temperature: T, from 1e-30 to 1e30.
+        divergence: `"forward"`, the method's; `"reverse"`, which looks for the teacher's modes; or `"js"`, generalised
+            Jensen-Shannon.
+        beta: The teacher's share in the mixture of `"js"`, above 0 and below 1.
+        ignore_index: The label of samples that count nothing.
+        reduction: `"none"` gives each sample's divergence, shape (...); `"sum"` their sum; `"batchmean"` and `"mean"`
+            their mean over the samples that count, 0 where `target` leaves none. (`torch.nn.functional.kl_div` differs:
+            its `"none"` has the shape of the logits, its `"mean"` divides by their number, and its `"batchmean"` by the
+            size of the first dimension.)
         backend: See the module.
 
     Raises:
@@ -102,21 +119,42 @@ def kd_loss(
         >>> teacher = torch.tensor([[2.0, 0.0], [1.0, 0.0]])
         >>> kd_loss(student, teacher, temperature=1.0, reduction="none")
         tensor([0.0000, 0.4621])
+        >>> tokens, padded = torch.zeros(2, 3, 5), torch.tensor([[1, 4, -100], [0, -100, -100]])
+        >>> kd_loss(tokens, tokens, target=padded, divergence="js")
+        tensor(0.)
 
-    Source: Deng and Zhang 2021, after Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
+    Source: Deng and Zhang 2021, after Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; the reverse
+    and Jensen-Shannon divergences as in Agarwal et al. 2024, "On-Policy Distillation of Language Models".
     """
     _checks.temperature(temperature)
+    _checks.choice("divergence", divergence, DIVERGENCES)
+    if divergence == "js":
+        _checks.number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
+    _checks.integer("ignore_index", ignore_index)
     _checks.choice("reduction", reduction, DIVERGENCE_REDUCTIONS)
     chosen = self_checking(backend, student_logits, teacher_logits)
-    if chosen is None:
+    samples = None
+    if chosen is None or student_logits.ndim != 2 or target is not None:
         student_logits, teacher_logits = _autocast(student_logits, teacher_logits)
         _checks.floats(student_logits=student_logits, teacher_logits=teacher_logits)
-        _checks.shape("student_logits", student_logits, ("B", "C"))
         _checks.classes("student_logits", student_logits)
         _checks.shape("teacher_logits", teacher_logits, student_logits.shape)
+        samples = student_logits.shape[:-1]
+        if target is not None:
+            _checks.labels("target", target, student_logits)
+            target = target.reshape(samples.numel())
+        student_logits, teacher_logits = _by_class(student_logits), _by_class(teacher_logits)
         _checks.not_empty("student_logits", student_logits, reduction)
         chosen = select(backend, student_logits, teacher_logits)
-    return chosen.kd_loss(student_logits, teacher_logits, float(temperature), reduction)
+    options = KDOptions(float(temperature), divergence, float(beta), ignore_index, reduction)
+    loss = chosen.kd_loss(student_logits, teacher_logits, target, options)
+    return loss if samples is None or reduction != "none" else loss.reshape(samples)
+
+
+def _by_class(logits: Tensor) -> Tensor:
+    """Logits of any rank as one row a sample."""
+    # Not -1, which can't be told where there are no elements.
+    return logits if logits.ndim == 2 else logits.reshape(logits.shape[:-1].numel(), logits.shape[-1])
 
 
 def sample_loss(
@@ -237,7 +275,7 @@ def context_weights(
     Args:
         teacher_logits: q, shape (B, C).
         target: Labels y, int64, shape (B,).
-        temperature: T, above 0.
+        temperature: T, from 1e-30 to 1e30.
         ignore_index: A label that marks a sample as unlabelled: its weight is 0.
         backend: See the module.
 
@@ -341,7 +379,7 @@ def marginal_context(
     Args:
         student_logits: s, shape (B, C).
         context: M, shape (C, D); gets no gradient. May be float32 beside half-precision logits.
-        temperature: T, above 0.
+        temperature: T, from 1e-30 to 1e30.
         differentiable: Whether gradients flow through m into s; in the paper's code they do not.
         backend: See the module.
 
@@ -402,7 +440,7 @@ def interventional_logits(
         context: M, shape (C, D); gets no gradient. May be float32 beside half-precision logits.
         weight: W, shape (C, 2 D).
         bias: b, shape (C,).
-        temperature: T, above 0.
+        temperature: T, from 1e-30 to 1e30.
         differentiable: Whether gradients flow through m into the logits.
         backend: See the module.
 

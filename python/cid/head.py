@@ -17,7 +17,7 @@ class InterventionalHead(nn.Module):
     Args:
         dim: D, the size of the representation.
         num_classes: C.
-        temperature: T of the marginal context, above 0.
+        temperature: T of the marginal context, from 1e-30 to 1e30.
         differentiable: Whether gradients flow through m into the logits.
         backend: See `cid.functional`.
         device: Where the parameters are made.

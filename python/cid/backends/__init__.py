@@ -10,13 +10,16 @@ from typing import Protocol
 from torch import Tensor
 
 from cid.backends import native, reference
+from cid.backends.options import CIDOptions, KDOptions
+
+__all__ = ["BACKENDS", "Backend", "CIDOptions", "Fused", "KDOptions", "fused", "select", "self_checking"]
 
 
 class Backend(Protocol):
     """What a backend computes. The arguments have been checked, and are passed by position."""
 
     def kd_loss(
-        self, student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str, /
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions, /
     ) -> Tensor: ...
 
     def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str, /) -> Tensor: ...
@@ -58,7 +61,7 @@ class Fused(Backend, Protocol):
         teacher: tuple[Tensor, Tensor],
         target: Tensor,
         context: Tensor | None,
-        options: native.CIDOptions,
+        options: CIDOptions,
         /,
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 

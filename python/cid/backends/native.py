@@ -7,13 +7,14 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from cid import _native
+from cid.backends.options import CIDOptions, KDOptions
 
 _KINDS = (Tensor, torch.nn.Parameter)  # a subclass may keep its values elsewhere
 _TYPES = (torch.float32, torch.float64)
@@ -109,22 +110,23 @@ def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: 
     return loss
 
 
-def _rows(student: Tensor, reduction: str) -> tuple[tuple[int, ...], float]:
-    """Shape and scale of a loss over rows: a sum, each by itself, or the mean."""
-    rows = student.shape[0]
-    return ((rows,) if reduction == "none" else ()), (1.0 if reduction in ("none", "sum") else 1.0 / rows)
+def _rows(student: Tensor, reduction: str) -> tuple[tuple[int, ...], bool]:
+    """Shape of a loss over rows, each by itself or one number, and whether that is their mean."""
+    return (student.shape[:1] if reduction == "none" else ()), reduction not in ("none", "sum")
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions) -> Tensor:
     """See `cid.functional.kd_loss`."""
-    shape, scale = _rows(student_logits, reduction)
-    return _loss(student_logits, shape, _native.kd, _dense(teacher_logits), temperature, scale)
+    shape, mean = _rows(student_logits, options.reduction)
+    labels = None if target is None else target.contiguous()
+    numbers = options.temperature, options.divergence, options.beta, options.ignore_index
+    return _loss(student_logits, shape, _native.kd, _dense(teacher_logits), labels, *numbers, mean)
 
 
 def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
     """See `cid.functional.sample_loss`."""
-    shape, scale = _rows(student_features, reduction)
-    return _loss(student_features, shape, _native.sample, _dense(teacher_features), scale)
+    shape, mean = _rows(student_features, reduction)
+    return _loss(student_features, shape, _native.sample, _dense(teacher_features), mean)
 
 
 def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -186,16 +188,6 @@ def marginal_context(student_logits: Tensor, context: Tensor, temperature: float
     return torch.mm(belief, context.detach() if context.requires_grad else context)
 
 
-class CIDOptions(NamedTuple):
-    """The numbers of `cid.functional.cid_loss`."""
-
-    alpha: float
-    beta: float
-    gamma: float
-    temperature: float
-    ignore_index: int
-
-
 @functools.lru_cache(maxsize=64)
 def _factors(alpha: float, beta: float, gamma: float, dtype: torch.dtype) -> Tensor:
     """The weights of ce, kd, sample and class. Kept, as a new tensor costs as much as a kernel on a small batch."""
@@ -226,17 +218,17 @@ class _CID(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         needs_f, needs_s, *needs_adapter, needs_weight, needs_bias = ctx.needs_input_grad[:6]
         f, s, t, q, y = _dense(f), _dense(s), _dense(t), _dense(q), y.contiguous()
-        rows, dim = f.shape
+        dim = f.shape[1]
         terms = f.new_empty(4)
         ce, kd, sample, class_ = terms.unbind()
 
         kd_grad = torch.empty_like(s) if needs_s else None
-        _native.kd(s, q, options.temperature, 1.0 / rows, kd, kd_grad)
+        _native.kd(s, q, None, options.temperature, "forward", 0.5, options.ignore_index, True, kd, kd_grad)
         class_grad = torch.empty_like(f) if needs_f else None
         _native.class_(f, t, y, options.ignore_index, class_, class_grad)
         adapted = torch.addmm(adapter_bias, f, adapter_weight.t())
         sample_grad = torch.empty_like(adapted) if needs_f or any(needs_adapter) else None
-        _native.sample(adapted, t, 1.0 / rows, sample, sample_grad)
+        _native.sample(adapted, t, True, sample, sample_grad)
         m = z = z_grad = None
         if context is None:
             ce.zero_()

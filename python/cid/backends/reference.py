@@ -4,11 +4,14 @@ Half-precision inputs are computed in float32; losses come out in float32 (float
 the device. Callers have checked the arguments, but for the values of the labels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
+from cid.backends.options import KDOptions
 
 NORM_FLOOR = 1e-12  # as `torch.nn.functional.normalize`
 
@@ -30,14 +33,37 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
     return rows.sum() if reduction == "sum" else rows.mean()
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str) -> Tensor:
-    """`T^2 KL(softmax(q/T) || softmax(s/T))`, with `0 log 0 = 0`."""
-    log_p = F.log_softmax(_scaled(student_logits, temperature), dim=1)
-    log_q = F.log_softmax(_scaled(teacher_logits.detach(), temperature), dim=1)
-    q = log_q.exp()
-    # A class that the teacher rules out adds nothing, even where both logits are -inf.
-    divergence = torch.where(q == 0, 0.0, q * (log_q - log_p))
-    return _reduce(temperature**2 * divergence.sum(1), reduction)
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions) -> Tensor:
+    """`T^2` times a divergence between `P = softmax(s/T)` and `Q = softmax(q/T)`, with `0 log 0 = 0`."""
+    labelled = None if target is None else _labelled(target, student_logits.shape[1], options.ignore_index)
+    student, teacher = (
+        _scaled(student_logits, options.temperature),
+        _scaled(teacher_logits.detach(), options.temperature),
+    )
+    if labelled is not None:  # a row that counts nothing may hold anything, which 0 * NaN would not leave out
+        student, teacher = (torch.where(labelled[:, None], x, 0.0) for x in (student, teacher))
+    log_p, log_q = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    if options.divergence == "forward":
+        rows = _kl(log_q, log_p)
+    elif options.divergence == "reverse":
+        rows = _kl(log_p, log_q)
+    else:
+        beta = options.beta
+        log_m = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
+        rows = beta * _kl(log_q, log_m) + (1.0 - beta) * _kl(log_p, log_m)
+    rows = options.temperature**2 * rows
+    if labelled is None or options.reduction == "none":
+        return _reduce(rows, options.reduction)
+    return rows.sum() if options.reduction == "sum" else rows.sum() / labelled.sum().clamp(min=1)
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """`KL(A || B)` of each row of logarithms."""
+    a = log_a.exp()
+    nothing = a == 0
+    # A class that A rules out adds nothing, even where both logarithms are -inf; nor does it to the gradient.
+    difference = torch.where(nothing, 0.0, log_a) - torch.where(nothing, 0.0, log_b)
+    return (a * difference).sum(1)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

@@ -369,7 +369,7 @@ fn gradient<S: Simd, E: Element>(simd: S, f: &[E::Real], norm: f64, g: &[E::Real
     // A norm that was raised is a constant.
     if norm >= SMALLEST_NORM || norm.is_nan() {
         let mut sum = Sum::<S, E::Real>::new(simd);
-        for_each_vector!(simd, Vector<S, E>, f.len(), [sum], |at, _counted| {
+        for_each_vector!(simd, Vector<S, E>, f.len(), read [f, g], write [], sum [sum], |at, _counted| {
             sum.add(load::<S, E::Real>(simd, f, at) * load::<S, E::Real>(simd, g, at));
         });
         dot = sum.total();

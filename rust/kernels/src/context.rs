@@ -13,7 +13,7 @@ use crate::{Error, check_labels, check_len, check_shape, check_temperature};
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, the temperature is not positive and finite, or a label is neither a class nor
+/// Where lengths do not fit, the temperature is out of range, or a label is neither a class nor
 /// `ignore_index`.
 pub fn context_weights<E: Element>(
     teacher_logits: &[E],

@@ -73,7 +73,7 @@ impl<E: Element> RowFormula<E> for CrossEntropy<'_, E> {
                 softmax.exponentials(simd, &z[piece.clone()], e);
             }
             let grad = &mut grad[piece];
-            for_each_vector!(simd, Vector<S, E>, grad.len(), [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, grad.len(), read [e], write [grad], sum [], |at, _counted| {
                 store::<S, E>(load::<S, E::Real>(simd, e, at) * slope, grad, at);
             });
         }

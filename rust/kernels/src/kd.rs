@@ -1,39 +1,76 @@
-//! Softened logits: `T^2 KL(softmax(q / T) || softmax(s / T))`.
+//! Softened logits: `T^2` times a divergence between `P = softmax(s / T)` and `Q = softmax(q / T)`.
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, RowFormula, Scratch};
-use crate::simd::{Element, Real, Sum, Vector, for_each_vector, load, polynomial, splat, store};
+use crate::exp::ln_1p;
+use crate::rows::{self, Loss, Reduction, RowFormula, Scratch};
+use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, polynomial, splat, store};
 use crate::softmax::{Softmax, pieces};
-use crate::{Error, check_shape, check_temperature};
+use crate::{Error, check_labels, check_len, check_shape, check_temperature};
 
-/// `scale T^2 KL(softmax(q_i / T) || softmax(s_i / T))` of each row, and its derivative in `s`.
+/// How far the student's belief `P` is from the teacher's `Q`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Divergence {
+    /// `KL(Q || P)`.
+    Forward,
+    /// `KL(P || Q)`.
+    Reverse,
+    /// `beta KL(Q || M) + (1 - beta) KL(P || M)` with `M = beta Q + (1 - beta) P`, for `beta` between 0 and 1.
+    JensenShannon {
+        /// The teacher's share.
+        beta: f64,
+    },
+}
+
+/// `T^2` times the divergence of each row, and its derivative in `s`. A row whose label is `ignore_index` counts
+/// nothing; without labels all count.
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, or the temperature is not positive and finite.
+/// Where lengths do not fit, the temperature or `beta` is out of range, or a label is neither a class nor
+/// `ignore_index`.
 pub fn kd<E: Element>(
     student_logits: &[E],
     teacher_logits: &[E],
+    target: Option<&[i64]>,
     shape: [usize; 2],
     temperature: f64,
-    scale: f64,
+    divergence: Divergence,
+    ignore_index: i64,
+    reduction: Reduction,
     loss: Loss<'_, E::Real>,
     grad: Option<&mut [E]>,
 ) -> Result<(), Error> {
     check_temperature(temperature)?;
+    if let Divergence::JensenShannon { beta } = divergence
+        && !(beta > 0.0 && beta < 1.0)
+    {
+        return Err(Error::Beta(beta));
+    }
     check_shape("student_logits", student_logits, shape)?;
     check_shape("teacher_logits", teacher_logits, shape)?;
-    let formula = Kd { student_logits, teacher_logits, classes: shape[1], temperature, scale };
+    let mut counted = shape[0];
+    if let Some(target) = target {
+        check_len("target", target, shape[0])?;
+        check_labels(target, Some(shape[1]), ignore_index)?;
+        counted = target.iter().filter(|&&label| label != ignore_index).count();
+    }
+    let slope = reduction.scale(counted) * temperature;
+    let formula =
+        Kd { student_logits, teacher_logits, target, classes: shape[1], temperature, divergence, ignore_index, slope };
     rows::run(&formula, shape, Some(loss), grad)
 }
 
 struct Kd<'a, E> {
     student_logits: &'a [E],
     teacher_logits: &'a [E],
+    target: Option<&'a [i64]>,
     classes: usize,
     temperature: f64,
-    scale: f64,
+    divergence: Divergence,
+    ignore_index: i64,
+    /// `T` times what the reduction multiplies a row by: the factor of the derivative in `s / T`, times `T`.
+    slope: f64,
 }
 
 impl<E: Element> RowFormula<E> for Kd<'_, E> {
@@ -48,77 +85,319 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
     fn row<S: Simd>(
         &self,
         simd: S,
-        _row: usize,
+        row: usize,
         [s, q]: [&[E]; 2],
         grad: Option<&mut [E]>,
         Scratch([s_exp, q_exp]): &mut Scratch<E::Real>,
     ) -> f64 {
-        let softmaxes = [Softmax::of(simd, s, self.temperature, s_exp), Softmax::of(simd, q, self.temperature, q_exp)];
-        let kept = [&mut s_exp[..], &mut q_exp[..]];
-        let mut divergence = self.divergence::<S, false>(simd, [s, q], &softmaxes, kept, grad);
-        if divergence < CLOSE_BELOW {
-            let kept = [&mut s_exp[..], &mut q_exp[..]];
-            divergence = self.divergence::<S, true>(simd, [s, q], &softmaxes, kept, None);
+        if self.target.is_some_and(|target| target[row] == self.ignore_index) {
+            if let Some(grad) = grad {
+                grad.fill(E::default());
+            }
+            return 0.0;
         }
-        self.scale * self.temperature * self.temperature * divergence
+        let divergence = match self.divergence {
+            Divergence::Forward => {
+                let pair = Pair::of(simd, [q, s], self.temperature, [q_exp, s_exp]);
+                let divergence = pair.kl(simd, [q, s], [q_exp, s_exp]);
+                if let Some(grad) = grad {
+                    self.forward_gradient(simd, &pair, [q, s], [q_exp, s_exp], grad);
+                }
+                divergence
+            }
+            Divergence::Reverse => {
+                let pair = Pair::of(simd, [s, q], self.temperature, [s_exp, q_exp]);
+                let divergence = pair.kl(simd, [s, q], [s_exp, q_exp]);
+                if let Some(grad) = grad {
+                    self.reverse_gradient(simd, &pair, divergence, [s, q], [s_exp, q_exp], grad);
+                }
+                divergence
+            }
+            Divergence::JensenShannon { beta } => {
+                let pair = Pair::of(simd, [s, q], self.temperature, [s_exp, q_exp]);
+                self.jensen_shannon(simd, &pair, beta, [s, q], [s_exp, q_exp], grad)
+            }
+        };
+        self.slope * self.temperature * divergence
     }
+}
+
+impl<E: Element> Kd<'_, E> {
+    /// `P - Q`, the derivative of `KL(Q || P)` in `s / T`; `pair` is teacher and student.
+    #[inline(always)]
+    fn forward_gradient<S: Simd>(
+        &self,
+        simd: S,
+        pair: &Pair<E::Real>,
+        [q, s]: [&[E]; 2],
+        [q_exp, s_exp]: [&mut [E::Real]; 2],
+        grad: &mut [E],
+    ) {
+        let per_s_sum = splat::<S, E::Real>(simd, 1.0 / pair.b.sum);
+        let per_q_sum = splat::<S, E::Real>(simd, 1.0 / pair.a.sum);
+        let slope = splat::<S, E::Real>(simd, self.slope);
+        for piece in pieces(s.len()) {
+            pair.recompute(simd, [q, s], piece.clone(), [q_exp, s_exp]);
+            let grad = &mut grad[piece];
+            for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], |at, _counted| {
+                // Both rounded alike, so that equals cancel.
+                let p_k = load::<S, E::Real>(simd, s_exp, at) * per_s_sum;
+                let q_k = load::<S, E::Real>(simd, q_exp, at) * per_q_sum;
+                store::<S, E>((p_k - q_k) * slope, grad, at);
+            });
+        }
+    }
+
+    /// `P_k (log P_k - log Q_k - KL)`, the derivative of `KL(P || Q)` in `s / T`; `pair` is student and teacher.
+    #[inline(always)]
+    fn reverse_gradient<S: Simd>(
+        &self,
+        simd: S,
+        pair: &Pair<E::Real>,
+        divergence: f64,
+        [s, q]: [&[E]; 2],
+        [s_exp, q_exp]: [&mut [E::Real]; 2],
+        grad: &mut [E],
+    ) {
+        let logs = pair.logs(simd);
+        let divergence = splat::<S, E::Real>(simd, divergence);
+        let slope = splat::<S, E::Real>(simd, self.slope / pair.a.sum);
+        for piece in pieces(s.len()) {
+            pair.recompute(simd, [s, q], piece.clone(), [s_exp, q_exp]);
+            let (s, q, grad) = (&s[piece.clone()], &q[piece.clone()], &mut grad[piece]);
+            for_each_vector!(simd, Vector<S, E>, grad.len(), read [s, q, s_exp], write [grad], sum [], |at, _counted| {
+                let p_k = load::<S, E::Real>(simd, s_exp, at) * slope;
+                let beyond = logs.of(load(simd, s, at), load(simd, q, at)) - divergence;
+                // Where the student gives nothing, the difference of the logarithms may be anything.
+                let nothing = p_k.simd_eq(E::Real::default());
+                store::<S, E>(nothing.select(p_k, p_k * beyond), grad, at);
+            });
+        }
+    }
+
+    /// The Jensen-Shannon divergence of a row, and its derivative `(1 - beta) P_k (l_k - sum_j P_j l_j)` in `s / T`,
+    /// with `l = log(P / M)`; `pair` is student and teacher.
+    #[inline(always)]
+    fn jensen_shannon<S: Simd>(
+        &self,
+        simd: S,
+        pair: &Pair<E::Real>,
+        beta: f64,
+        [s, q]: [&[E]; 2],
+        [s_exp, q_exp]: [&mut [E::Real]; 2],
+        grad: Option<&mut [E]>,
+    ) -> f64 {
+        let mixture = pair.mixture(simd, beta);
+        let (mut divergence, mut mean) = (Sum::<S, E::Real>::new(simd), Sum::<S, E::Real>::new(simd));
+        for piece in pieces(s.len()) {
+            pair.recompute(simd, [s, q], piece.clone(), [s_exp, q_exp]);
+            let len = piece.len();
+            for_each_vector!(simd, Vector<S, E>, len, read [s_exp, q_exp], write [], sum [divergence, mean], |at, counted| {
+                let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
+                let [p_log, q_log] = mixture.logs::<S, E::Real>(simd, [p_k, q_k]);
+                mean.add(counted.of(p_k * p_log));
+                divergence.add(counted.of(mixture.sum([p_k * p_log, q_k * q_log])));
+            });
+        }
+        let mean = splat::<S, E::Real>(simd, mean.total());
+        if let Some(grad) = grad {
+            let slope = splat::<S, E::Real>(simd, self.slope * (1.0 - beta));
+            for piece in pieces(s.len()) {
+                pair.recompute(simd, [s, q], piece.clone(), [s_exp, q_exp]);
+                let grad = &mut grad[piece];
+                for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], |at, _counted| {
+                    let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
+                    let [p_log, _] = mixture.logs::<S, E::Real>(simd, [p_k, q_k]);
+                    store::<S, E>(p_k * (p_log - mean) * slope, grad, at);
+                });
+            }
+        }
+        divergence.total()
+    }
+}
+
+/// Two rows of logits `a` and `b`, of which `A` and `B` are the softmaxes.
+struct Pair<R> {
+    a: Softmax<R>,
+    b: Softmax<R>,
+    /// `sum_k exp((a_k - max a) / T) ((a_k - max a) - (b_k - max b))`.
+    dot: f64,
+    temperature: f64,
 }
 
 /// A divergence below this is computed again, without cancellation.
 const CLOSE_BELOW: f64 = 1.0 / 256.0;
 
-impl<E: Element> Kd<'_, E> {
-    /// `KL(Q || P)` of a row, and its gradient.
-    ///
-    /// With `d = log P - log Q` it is `sum_k -Q_k d_k`, which costs little. As `P` and `Q` both add up to 1, it is
-    /// also `sum_k Q_k (exp(d_k) - 1 - d_k)`, of which no term is negative: nothing cancels where they are `CLOSE`.
+impl<R: Real> Pair<R> {
+    /// Reads both rows once for their maxima and once for all else; leaves their exponentials in `kept` where the rows
+    /// are one piece.
     #[inline(always)]
-    fn divergence<S: Simd, const CLOSE: bool>(
+    fn of<S: Simd, E: Element<Real = R>>(
+        simd: S,
+        [a, b]: [&[E]; 2],
+        temperature: f64,
+        [a_exp, b_exp]: [&mut [R]; 2],
+    ) -> Self {
+        let nothing = Softmax::nothing(temperature);
+        let mut pair = Self { a: nothing, b: nothing, dot: 0.0, temperature };
+        for piece in pieces(a.len()) {
+            let (a, b) = (&a[piece.clone()], &b[piece]);
+            let before = pair.a.sum;
+            let rise = [pair.a.raise(simd::max(simd, a), temperature), pair.b.raise(simd::max(simd, b), temperature)];
+            if rise != [0.0; 2] && before != 0.0 {
+                pair.dot += before * (rise[1] - rise[0]);
+                let shrink = (-rise[0] / temperature).exp();
+                // Nothing is left of the terms so far, be they infinite.
+                pair.dot = if shrink == 0.0 && pair.dot.is_infinite() { 0.0 } else { pair.dot * shrink };
+            }
+            pair.add(simd, [a, b], [a_exp, b_exp]);
+        }
+        pair.a.finish();
+        pair.b.finish();
+        pair
+    }
+
+    /// Adds a piece to the sums.
+    #[inline(always)]
+    fn add<S: Simd, E: Element<Real = R>>(&mut self, simd: S, [a, b]: [&[E]; 2], [a_exp, b_exp]: [&mut [R]; 2]) {
+        // One after the other: both in one loop need more registers than there are.
+        self.a.sum += self.a.exponentials(simd, a, a_exp);
+        self.b.sum += self.b.exponentials(simd, b, b_exp);
+        let (a_max, b_max) = (Vector::<S, E>::splat(simd, self.a.max), Vector::<S, E>::splat(simd, self.b.max));
+        let zero = splat::<S, R>(simd, 0.0);
+        let mut dot = Sum::<S, R>::new(simd);
+        for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp], write [], sum [dot], |at, counted| {
+            let a_e = load::<S, R>(simd, a_exp, at);
+            let difference = (load(simd, a, at) - a_max) - (load(simd, b, at) - b_max);
+            // Where `A` is 0 the difference may be anything.
+            dot.add(counted.of(a_e * a_e.simd_eq(zero).select(zero, difference)));
+        });
+        self.dot += dot.total();
+    }
+
+    /// The exponentials of a piece, unless [`of`](Pair::of) has left them there.
+    #[inline(always)]
+    fn recompute<S: Simd, E: Element<Real = R>>(
         &self,
         simd: S,
-        [s, q]: [&[E]; 2],
-        [student, teacher]: &[Softmax<E::Real>; 2],
-        [s_exp, q_exp]: [&mut [E::Real]; 2],
-        mut grad: Option<&mut [E]>,
-    ) -> f64 {
-        let (s_max, q_max) = (Vector::<S, E>::splat(simd, student.max), Vector::<S, E>::splat(simd, teacher.max));
-        let per_temperature = splat::<S, E::Real>(simd, 1.0 / self.temperature);
-        let log_of_sums = splat::<S, E::Real>(simd, (student.sum / teacher.sum).ln());
-        let per_s_sum = splat::<S, E::Real>(simd, 1.0 / student.sum);
-        let per_q_sum = splat::<S, E::Real>(simd, 1.0 / teacher.sum);
-        let slope = splat::<S, E::Real>(simd, self.scale * self.temperature);
-        let mut sum = Sum::<S, E::Real>::new(simd);
-        let pieces = pieces(s.len());
-        let recompute = pieces.len() > 1;
-        for piece in pieces {
-            let (s, q) = (&s[piece.clone()], &q[piece.clone()]);
-            if recompute {
-                student.exponentials(simd, s, s_exp);
-                teacher.exponentials(simd, q, q_exp);
-            }
-            let mut grad = grad.as_deref_mut().map(|grad| &mut grad[piece]);
-            for_each_vector!(simd, Vector<S, E>, s.len(), [sum], |at, counted| {
-                let difference = (load(simd, s, at) - s_max) - (load(simd, q, at) - q_max);
-                let d = difference * per_temperature - log_of_sums;
-                let p_k = load::<S, E::Real>(simd, s_exp, at) * per_s_sum;
-                let q_k = load::<S, E::Real>(simd, q_exp, at) * per_q_sum;
-                // Where the teacher gives nothing, `d` may be anything.
-                let nothing = q_k.simd_eq(E::Real::default());
-                let term = if CLOSE {
-                    let near = q_k * d * d * polynomial::<S, E::Real>(simd, d, E::Real::DIVERGENCE);
-                    let far = p_k - q_k - q_k * d;
-                    let term = d.abs().simd_lt(E::Real::from_f64(0.5)).select(near, far);
-                    nothing.select(p_k, term)
-                } else {
-                    nothing.select(q_k, -(q_k * d))
-                };
-                sum.add(counted.of(term));
-                if let Some(grad) = &mut grad {
-                    store::<S, E>((p_k - q_k) * slope, grad, at);
-                }
+        [a, b]: [&[E]; 2],
+        piece: std::ops::Range<usize>,
+        [a_exp, b_exp]: [&mut [R]; 2],
+    ) {
+        if piece.len() < a.len() {
+            self.a.exponentials(simd, &a[piece.clone()], a_exp);
+            self.b.exponentials(simd, &b[piece], b_exp);
+        }
+    }
+
+    /// `KL(A || B)`: `sum_k A_k (log A_k - log B_k)`, of which the sums hold all that is needed. As `A` and `B` both add
+    /// up to 1, it is also `sum_k A_k (exp(d_k) - 1 - d_k)` with `d = log B - log A`, of which no term is negative:
+    /// nothing cancels where they are close.
+    #[inline(always)]
+    fn kl<S: Simd, E: Element<Real = R>>(&self, simd: S, [a, b]: [&[E]; 2], [a_exp, b_exp]: [&mut [R]; 2]) -> f64 {
+        let divergence = self.dot / self.temperature / self.a.sum + (self.b.sum / self.a.sum).ln();
+        if divergence >= CLOSE_BELOW || divergence.is_nan() {
+            return divergence;
+        }
+        let logs = self.logs(simd);
+        let per_a_sum = splat::<S, R>(simd, 1.0 / self.a.sum);
+        let per_b_sum = splat::<S, R>(simd, 1.0 / self.b.sum);
+        let mut sum = Sum::<S, R>::new(simd);
+        for piece in pieces(a.len()) {
+            self.recompute(simd, [a, b], piece.clone(), [a_exp, b_exp]);
+            let (a, b) = (&a[piece.clone()], &b[piece]);
+            for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp, b_exp], write [], sum [sum], |at, counted| {
+                let a_k = load::<S, R>(simd, a_exp, at) * per_a_sum;
+                let b_k = load::<S, R>(simd, b_exp, at) * per_b_sum;
+                let d = -logs.of(load(simd, a, at), load(simd, b, at));
+                let near = a_k * d * d * polynomial::<S, R>(simd, d, R::DIVERGENCE);
+                let far = b_k - a_k - a_k * d;
+                let term = d.abs().simd_lt(R::from_f64(0.5)).select(near, far);
+                sum.add(counted.of(a_k.simd_eq(R::default()).select(b_k, term)));
             });
         }
         sum.total()
+    }
+
+    /// Makes `log A - log B` of logits.
+    #[inline(always)]
+    fn logs<S: Simd>(&self, simd: S) -> Logs<R::Native<S>> {
+        Logs {
+            a_max: R::Native::<S>::splat(simd, self.a.max),
+            b_max: R::Native::<S>::splat(simd, self.b.max),
+            per_temperature: splat::<S, R>(simd, 1.0 / self.temperature),
+            log_of_sums: splat::<S, R>(simd, (self.a.sum / self.b.sum).ln()),
+        }
+    }
+
+    /// What the Jensen-Shannon divergence of `A` and `B` needs of `M = beta B + (1 - beta) A`.
+    #[inline(always)]
+    fn mixture<S: Simd>(&self, simd: S, beta: f64) -> Mixture<R::Native<S>> {
+        Mixture {
+            per_sums: [splat::<S, R>(simd, 1.0 / self.a.sum), splat::<S, R>(simd, 1.0 / self.b.sum)],
+            shares: [splat::<S, R>(simd, 1.0 - beta), splat::<S, R>(simd, beta)],
+        }
+    }
+}
+
+/// `M = (1 - beta) A + beta B`.
+#[derive(Clone, Copy)]
+struct Mixture<V> {
+    per_sums: [V; 2],
+    shares: [V; 2],
+}
+
+impl<V> Mixture<V> {
+    /// `A_k` and `B_k` of exponentials.
+    #[inline(always)]
+    fn beliefs<S: Simd>(self, exponentials: [V; 2]) -> [V; 2]
+    where
+        V: SimdFloat<S>,
+    {
+        [exponentials[0] * self.per_sums[0], exponentials[1] * self.per_sums[1]]
+    }
+
+    /// `log(A_k / M_k)` and `log(B_k / M_k)`, 0 where `A_k` or `B_k` is.
+    #[inline(always)]
+    fn logs<S: Simd, R: Real<Native<S> = V>>(self, simd: S, [a_k, b_k]: [V; 2]) -> [V; 2]
+    where
+        V: SimdFloat<S, Element = R>,
+    {
+        let m_k = self.sum([a_k, b_k]);
+        // `A / M - 1 = beta u` and `B / M - 1 = -(1 - beta) u`: exact where `A` and `B` are close.
+        let u = (a_k - b_k) / m_k;
+        let zero = splat::<S, R>(simd, 0.0);
+        let log_a = a_k.simd_eq(zero).select(zero, ln_1p::<S, R>(simd, u * self.shares[1]));
+        let log_b = b_k.simd_eq(zero).select(zero, ln_1p::<S, R>(simd, -(u * self.shares[0])));
+        [log_a, log_b]
+    }
+
+    /// `(1 - beta) x + beta y`.
+    #[inline(always)]
+    fn sum<S: Simd>(self, [x, y]: [V; 2]) -> V
+    where
+        V: SimdFloat<S>,
+    {
+        self.shares[0].mul_add(x, self.shares[1] * y)
+    }
+}
+
+/// `log A - log B`: `((a - max a) - (b - max b)) / T - log(sum of A / sum of B)`.
+#[derive(Clone, Copy)]
+struct Logs<V> {
+    a_max: V,
+    b_max: V,
+    per_temperature: V,
+    log_of_sums: V,
+}
+
+impl<V> Logs<V> {
+    #[inline(always)]
+    fn of<S: Simd>(self, a: V, b: V) -> V
+    where
+        V: SimdFloat<S>,
+    {
+        ((a - self.a_max) - (b - self.b_max)).mul_sub(self.per_temperature, self.log_of_sums)
     }
 }
 
@@ -129,51 +408,98 @@ mod tests {
     use crate::par::serial_and_parallel;
     use crate::testing::{SIZES, assert_close, random, same_bits, widen};
 
+    const IGNORED: i64 = -100;
+    const DIVERGENCES: [Divergence; 4] = [
+        Divergence::Forward,
+        Divergence::Reverse,
+        Divergence::JensenShannon { beta: 0.5 },
+        Divergence::JensenShannon { beta: 0.1 },
+    ];
+
     /// The loss and the gradient of a row in f64, naively.
-    fn truth(s: &[f64], q: &[f64], temperature: f64) -> (f64, Vec<f64>) {
+    fn truth(s: &[f64], q: &[f64], temperature: f64, divergence: Divergence) -> (f64, Vec<f64>) {
         let log_softmax = |x: &[f64]| -> Vec<f64> {
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = x.iter().map(|x| ((x - max) / temperature).exp()).sum::<f64>().ln();
             x.iter().map(|x| (x - max) / temperature - log_sum).collect()
         };
-        let (p, q) = (log_softmax(s), log_softmax(q));
-        let kl: f64 = p.iter().zip(&q).map(|(p, q)| if q.exp() == 0.0 { 0.0 } else { q.exp() * (q - p) }).sum();
-        let grad = p.iter().zip(&q).map(|(p, q)| temperature * (p.exp() - q.exp())).collect();
-        (temperature * temperature * kl, grad)
+        let (log_p, log_q) = (log_softmax(s), log_softmax(q));
+        let exp = |x: &[f64]| -> Vec<f64> { x.iter().map(|x| x.exp()).collect() };
+        let (p, q) = (exp(&log_p), exp(&log_q));
+        // `a log(a / b)`
+        let kl = |a: &[f64], log_a: &[f64], log_b: &[f64]| -> f64 {
+            (0..a.len()).map(|k| if a[k] == 0.0 { 0.0 } else { a[k] * (log_a[k] - log_b[k]) }).sum()
+        };
+        // `P (x - P . x)`: from the derivative in `P` to that in `s / T`.
+        let through = |x: Vec<f64>| -> Vec<f64> {
+            let x: Vec<f64> = x.iter().zip(&p).map(|(&x, &p)| if p == 0.0 { 0.0 } else { x }).collect();
+            let mean: f64 = x.iter().zip(&p).map(|(x, p)| x * p).sum();
+            x.iter().zip(&p).map(|(x, p)| p * (x - mean)).collect()
+        };
+        let (value, slope) = match divergence {
+            Divergence::Forward => (kl(&q, &log_q, &log_p), p.iter().zip(&q).map(|(p, q)| p - q).collect()),
+            Divergence::Reverse => {
+                (kl(&p, &log_p, &log_q), through(log_p.iter().zip(&log_q).map(|(p, q)| p - q).collect()))
+            }
+            Divergence::JensenShannon { beta } => {
+                let log_m: Vec<f64> = p.iter().zip(&q).map(|(p, q)| (beta * q + (1.0 - beta) * p).ln()).collect();
+                let value = beta * kl(&q, &log_q, &log_m) + (1.0 - beta) * kl(&p, &log_p, &log_m);
+                let slope = through(log_p.iter().zip(&log_m).map(|(p, m)| p - m).collect());
+                (value, slope.iter().map(|x| (1.0 - beta) * x).collect())
+            }
+        };
+        (temperature * temperature * value, slope.iter().map(|x: &f64| temperature * x).collect())
     }
 
-    fn run<E: Element>(s: &[E], q: &[E], classes: usize, temperature: f64, scale: f64) -> (Vec<E::Real>, Vec<E>) {
-        let mut loss = vec![E::Real::default(); s.len() / classes];
-        let mut grad = vec![E::default(); s.len()];
-        kd(s, q, [s.len() / classes, classes], temperature, scale, Loss::Each(&mut loss), Some(&mut grad)).unwrap();
+    fn run<E: Element>(
+        s: &[E],
+        q: &[E],
+        classes: usize,
+        temperature: f64,
+        divergence: Divergence,
+    ) -> (Vec<E::Real>, Vec<E>) {
+        let (mut loss, mut grad) = (vec![E::Real::default(); s.len() / classes], vec![E::default(); s.len()]);
+        let (each, shape) = (Loss::Each(&mut loss), [s.len() / classes, classes]);
+        kd(s, q, None, shape, temperature, divergence, IGNORED, Reduction::Sum, each, Some(&mut grad)).unwrap();
         (loss, grad)
     }
 
-    fn check<E: Element>(tolerance: f64) {
+    fn check<E: Element>(divergence: Divergence, tolerance: f64) {
         on_every_level(|| {
             for classes in SIZES {
                 for (factor, temperature) in [(3.0, 4.0), (10.0, 1.0), (1e30, 3.0), (1e-30, 0.1)] {
-                    let (rows, scale) = (5, 0.25);
+                    let rows = 5;
                     let s: Vec<E> = random(rows * classes, factor, 1);
                     let q: Vec<E> = random(rows * classes, factor, 2);
-                    let [(loss, grad), parallel] = serial_and_parallel(|| run(&s, &q, classes, temperature, scale));
+                    let [(loss, grad), parallel] =
+                        serial_and_parallel(|| run(&s, &q, classes, temperature, divergence));
                     same_bits(&loss, &parallel.0);
                     same_bits(&grad, &parallel.1);
-                    let mut total = E::Real::default();
-                    kd(&s, &q, [rows, classes], temperature, scale, Loss::Total(&mut total), None).unwrap();
-                    let mut sum = 0.0;
                     for (i, loss) in loss.iter().enumerate() {
                         let row = i * classes..(i + 1) * classes;
-                        let (expected, slope) = truth(&widen(&s[row.clone()]), &widen(&q[row.clone()]), temperature);
-                        sum += expected * scale;
+                        let (expected, slope) =
+                            truth(&widen(&s[row.clone()]), &widen(&q[row.clone()]), temperature, divergence);
                         // Near 0 the truth itself, written like this, is only good to so much.
-                        let error = (loss.to_f64() - expected * scale).abs();
-                        let bound = tolerance * expected * scale + 1e-15 * temperature * temperature;
-                        assert!(error <= bound, "{classes}: {} not {}", loss, expected * scale);
-                        let slope: Vec<f64> = slope.iter().map(|x| x * scale).collect();
-                        assert_close(&widen(&grad[row]), &slope, tolerance);
+                        let error = (loss.to_f64() - expected).abs();
+                        let bound = tolerance * expected + 1e-15 * temperature * temperature;
+                        assert!(
+                            error <= bound || loss.to_f64() == expected,
+                            "{divergence:?}, {classes}, {factor}: {loss} not {expected}"
+                        );
+                        if !expected.is_finite() {
+                            continue;
+                        }
+                        let largest = slope.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+                        // The logarithms cancel each other but for the rounding of the divergence.
+                        let rounding = tolerance * (expected / temperature).max(0.1 * temperature);
+                        for (got, expected) in widen(&grad[row]).iter().zip(&slope) {
+                            let error = (got - expected).abs();
+                            assert!(
+                                error <= tolerance * largest + rounding,
+                                "{divergence:?}, {classes}, {factor}: {got} not {expected} of {largest}"
+                            );
+                        }
                     }
-                    assert!((total.to_f64() - sum).abs() <= tolerance * sum + 1e-14 * temperature * temperature);
                 }
             }
         });
@@ -181,8 +507,38 @@ mod tests {
 
     #[test]
     fn agrees_with_f64() {
-        check::<f32>(2e-6);
-        check::<f64>(1e-13);
+        for divergence in DIVERGENCES {
+            check::<f32>(divergence, 3e-6);
+            check::<f64>(divergence, 1e-13);
+        }
+    }
+
+    #[test]
+    fn reductions_and_ignored_rows() {
+        on_every_level(|| {
+            let (rows, classes) = (6, 37);
+            let mut s: Vec<f64> = random(rows * classes, 2.0, 1);
+            let q: Vec<f64> = random(rows * classes, 2.0, 2);
+            let target: Vec<i64> = vec![0, IGNORED, 36, 5, IGNORED, 1];
+            for divergence in DIVERGENCES {
+                let (each, slope) = run(&s, &q, classes, 2.0, divergence);
+                s[classes] = f64::NAN;
+                for reduction in [Reduction::Sum, Reduction::Mean] {
+                    let (mut loss, mut grad) = (0.0, vec![7.0; s.len()]);
+                    let (total, shape) = (Loss::Total(&mut loss), [rows, classes]);
+                    let target = Some(&target[..]);
+                    kd(&s, &q, target, shape, 2.0, divergence, IGNORED, reduction, total, Some(&mut grad)).unwrap();
+                    let scale = if reduction == Reduction::Sum { 1.0 } else { 0.25 };
+                    assert_close(&[loss], &[scale * (each[0] + each[2] + each[3] + each[5])], 1e-14);
+                    for (i, grad) in grad.chunks(classes).enumerate() {
+                        let scale = if i == 1 || i == 4 { 0.0 } else { scale };
+                        let expected: Vec<f64> = slope[i * classes..][..classes].iter().map(|x| scale * x).collect();
+                        assert_close(grad, &expected, 1e-14);
+                    }
+                }
+                s[classes] = 0.0;
+            }
+        });
     }
 
     #[test]
@@ -192,10 +548,17 @@ mod tests {
             let q: Vec<f32> = random(classes, 2.0, 1);
             let step: Vec<f32> = random(classes, 1e-3, 2);
             let s: Vec<f32> = q.iter().zip(&step).map(|(q, step)| q + step).collect();
-            let (expected, _) = truth(&widen(&s), &widen(&q), 4.0);
-            let (loss, _) = run(&s, &q, classes, 4.0, 1.0);
-            assert!((f64::from(loss[0]) / expected - 1.0).abs() < 1e-3, "{} not {expected}", loss[0]);
-            assert_eq!(run(&q, &q, classes, 4.0, 1.0).0, [0.0]);
+            for divergence in DIVERGENCES {
+                let (expected, _) = truth(&widen(&s), &widen(&q), 4.0, divergence);
+                let (loss, _) = run(&s, &q, classes, 4.0, divergence);
+                assert!(
+                    (f64::from(loss[0]) / expected - 1.0).abs() < 1e-3,
+                    "{divergence:?}: {} not {expected}",
+                    loss[0]
+                );
+                let (loss, grad) = run(&q, &q, classes, 4.0, divergence);
+                assert!(loss == [0.0] && grad.iter().all(|&x| x == 0.0), "{divergence:?}");
+            }
         });
     }
 
@@ -203,39 +566,88 @@ mod tests {
     fn masked_infinite_and_missing_logits() {
         on_every_level(|| {
             for classes in [3, 9, 37, 5000] {
-                let loss_of = |change: &dyn Fn(&mut [f32], &mut [f32])| {
-                    let mut s: Vec<f32> = random(classes, 2.0, 1);
-                    let mut q: Vec<f32> = random(classes, 2.0, 2);
-                    change(&mut s, &mut q);
-                    let (loss, grad) = run(&s, &q, classes, 4.0, 1.0);
-                    let (expected, slope) = truth(&widen(&s), &widen(&q), 4.0);
-                    (f64::from(loss[0]), expected, widen(&grad), slope)
-                };
-                for k in [0, classes / 2, classes - 1] {
+                for divergence in DIVERGENCES {
+                    let loss_of = |change: &dyn Fn(&mut [f32], &mut [f32])| {
+                        let mut s: Vec<f32> = random(classes, 2.0, 1);
+                        let mut q: Vec<f32> = random(classes, 2.0, 2);
+                        change(&mut s, &mut q);
+                        let (loss, grad) = run(&s, &q, classes, 4.0, divergence);
+                        let (expected, slope) = truth(&widen(&s), &widen(&q), 4.0, divergence);
+                        (f64::from(loss[0]), expected, widen(&grad), slope)
+                    };
+                    let close = |(loss, expected, grad, slope): (f64, f64, Vec<f64>, Vec<f64>)| {
+                        let error = (loss - expected).abs();
+                        assert!(error <= 1e-5 * expected, "{divergence:?}, {classes}: {loss} not {expected}");
+                        assert_close(&grad, &slope, 2e-6);
+                    };
                     let masked = f32::NEG_INFINITY;
-                    let in_both: &dyn Fn(&mut [f32], &mut [f32]) = &|s, q| (s[k], q[k]) = (masked, masked);
-                    for change in [in_both, &|_, q| q[k] = masked] {
-                        let (loss, expected, grad, slope) = loss_of(change);
-                        assert!((loss / expected - 1.0).abs() < 1e-5, "{classes}, {k}: {loss} not {expected}");
-                        assert_close(&grad, &slope, 1e-6);
+                    for k in [0, classes / 2, classes - 1] {
+                        close(loss_of(&|s, q| (s[k], q[k]) = (masked, masked)));
+                        for (s_masked, infinite) in [(false, Divergence::Reverse), (true, Divergence::Forward)] {
+                            let out = loss_of(&|s, q| if s_masked { s[k] = masked } else { q[k] = masked });
+                            if divergence == infinite { assert_eq!(out.0, f64::INFINITY) } else { close(out) }
+                        }
+                        for value in [f32::NAN, f32::INFINITY] {
+                            assert!(loss_of(&|s, _| s[k] = value).0.is_nan());
+                            assert!(loss_of(&|_, q| q[k] = value).0.is_nan());
+                        }
                     }
-                    assert_eq!(loss_of(&|s, _| s[k] = masked).0, f64::INFINITY);
-                    for value in [f32::NAN, f32::INFINITY] {
-                        assert!(loss_of(&|s, _| s[k] = value).0.is_nan());
-                        assert!(loss_of(&|_, q| q[k] = value).0.is_nan());
+                    // Whole pieces of long rows.
+                    for span in [0..classes / 2, classes / 2..classes] {
+                        close(loss_of(&|s, q| {
+                            s[span.clone()].fill(masked);
+                            q[span.clone()].fill(masked);
+                        }));
                     }
+                    assert!(loss_of(&|s, _| s.fill(masked)).0.is_nan());
+                    assert!(loss_of(&|_, q| q.fill(masked)).0.is_nan());
                 }
-                assert!(loss_of(&|s, _| s.fill(f32::NEG_INFINITY)).0.is_nan());
-                assert!(loss_of(&|_, q| q.fill(f32::NEG_INFINITY)).0.is_nan());
             }
         });
     }
 
     #[test]
-    fn nothing_is_written_where_lengths_do_not_fit() {
+    fn pieces_with_ever_larger_logits() {
+        on_every_level(|| {
+            for divergence in DIVERGENCES {
+                let classes = 9000;
+                let mut s: Vec<f32> = random(classes, 1.0, 1);
+                let mut q: Vec<f32> = random(classes, 1.0, 2);
+                for k in 0..classes {
+                    s[k] += (k / 500) as f32 * 0.3;
+                    q[k] += ((classes - k) / 500) as f32 * 0.2 - 100.0;
+                }
+                let (loss, grad) = run(&s, &q, classes, 2.0, divergence);
+                let (expected, slope) = truth(&widen(&s), &widen(&q), 2.0, divergence);
+                assert!((f64::from(loss[0]) / expected - 1.0).abs() < 1e-6);
+                assert_close(&widen(&grad), &slope, 1e-6);
+                // Nothing is left of the first pieces, which are infinitely wrong.
+                s[..100].fill(f32::NEG_INFINITY);
+                q[..100].fill(-1e30);
+                let (loss, grad) = run(&s, &q, classes, 2.0, divergence);
+                let (expected, slope) = truth(&widen(&s), &widen(&q), 2.0, divergence);
+                assert!((f64::from(loss[0]) / expected - 1.0).abs() < 1e-6);
+                assert_close(&widen(&grad), &slope, 1e-6);
+            }
+        });
+    }
+
+    #[test]
+    fn nothing_is_written_where_arguments_do_not_fit() {
         let mut loss = 7.0_f32;
-        let error = kd(&[0.0_f32; 6], &[0.0; 4], [2, 3], 1.0, 1.0, Loss::Total(&mut loss), None);
-        assert_eq!(error, Err(Error::Length { argument: "teacher_logits", len: 4, expected: 6 }));
+        let mut call = |q: &[f32], target: Option<&[i64]>, divergence| {
+            let total = Loss::Total(&mut loss);
+            kd(&[0.0; 6], q, target, [2, 3], 1.0, divergence, IGNORED, Reduction::Sum, total, None).unwrap_err()
+        };
+        let error = call(&[0.0; 4], None, Divergence::Forward);
+        assert_eq!(error, Error::Length { argument: "teacher_logits", len: 4, expected: 6 });
+        let error = call(&[0.0; 6], Some(&[0]), Divergence::Forward);
+        assert_eq!(error, Error::Length { argument: "target", len: 1, expected: 2 });
+        let error = call(&[0.0; 6], Some(&[0, 3]), Divergence::Forward);
+        assert_eq!(error, Error::Label { label: 3, index: 1, classes: Some(3), ignore_index: IGNORED });
+        for beta in [0.0, 1.0, -1.0, f64::NAN] {
+            assert!(matches!(call(&[0.0; 6], None, Divergence::JensenShannon { beta }), Error::Beta(_)));
+        }
         assert_eq!(loss, 7.0);
     }
 }

@@ -25,8 +25,8 @@ use std::fmt;
 pub use class::class;
 pub use context::{accumulate_context, context_weights};
 pub use cross_entropy::cross_entropy;
-pub use kd::kd;
-pub use rows::Loss;
+pub use kd::{Divergence, kd};
+pub use rows::{Loss, Reduction};
 pub use sample::sample;
 pub use simd::{Element, Real};
 pub use softmax::{softmax, softmax_backward};
@@ -45,8 +45,10 @@ pub enum Error {
         /// The length that the others ask for.
         expected: usize,
     },
-    /// A temperature that is not positive and finite.
+    /// A temperature outside 1e-30 to 1e30.
     Temperature(f64),
+    /// A `beta` that is not between 0 and 1.
+    Beta(f64),
     /// A label that is neither a class nor `ignore_index`.
     Label {
         /// The label.
@@ -70,8 +72,9 @@ impl fmt::Display for Error {
                 write!(f, "{argument}: {len} elements do not fit the other arguments (accepted: {expected})")
             }
             Self::Temperature(value) => {
-                write!(f, "temperature: {value} is no temperature (accepted: positive, finite numbers)")
+                write!(f, "temperature: {value} is out of range (accepted: numbers from 1e-30 to 1e30)")
             }
+            Self::Beta(value) => write!(f, "beta: {value} is no share (accepted: numbers above 0 and below 1)"),
             Self::Label { label, index, classes: Some(0), ignore_index } => {
                 write!(
                     f,
@@ -109,9 +112,9 @@ fn check_shape<T>(argument: &'static str, slice: &[T], [rows, columns]: [usize; 
     check_len(argument, slice, rows.saturating_mul(columns))
 }
 
-/// An error unless the temperature can divide logits.
+/// An error unless the temperature and its inverse are of a size that every type can hold.
 fn check_temperature(temperature: f64) -> Result<(), Error> {
-    if temperature.is_finite() && temperature > 0.0 { Ok(()) } else { Err(Error::Temperature(temperature)) }
+    if (1e-30..=1e30).contains(&temperature) { Ok(()) } else { Err(Error::Temperature(temperature)) }
 }
 
 /// An error unless each label is a class or ignored. Without `classes` any label from 0 is a class.

@@ -31,6 +31,25 @@ pub enum Loss<'a, R> {
     Each(&'a mut [R]),
 }
 
+/// How the values of rows become one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reduction {
+    /// Their sum.
+    Sum,
+    /// Their mean over the rows that count; 0 where none does.
+    Mean,
+}
+
+impl Reduction {
+    /// What the value of each row is multiplied by.
+    pub(crate) fn scale(self, rows: usize) -> f64 {
+        match self {
+            Self::Sum => 1.0,
+            Self::Mean => 1.0 / rows.max(1) as f64,
+        }
+    }
+}
+
 /// A formula of one row.
 pub(crate) trait RowFormula<E: Element>: Sync {
     /// What a row shorter than a vector is filled up with: an element that changes no result.

@@ -2,11 +2,11 @@
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, RowFormula, Scratch};
+use crate::rows::{self, Loss, Reduction, RowFormula, Scratch};
 use crate::simd::{Element, SumOfSquares, Vector, for_each_vector, load, splat, store};
 use crate::{Error, check_shape};
 
-/// `scale ||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`.
+/// `||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`.
 ///
 /// A teacher's row of norm 0 leaves the ratio undefined; such a row neither costs nor teaches anything.
 ///
@@ -17,12 +17,13 @@ pub fn sample<E: Element>(
     student_features: &[E],
     teacher_features: &[E],
     shape: [usize; 2],
-    scale: f64,
+    reduction: Reduction,
     loss: Loss<'_, E::Real>,
     grad: Option<&mut [E]>,
 ) -> Result<(), Error> {
     check_shape("student_features", student_features, shape)?;
     check_shape("teacher_features", teacher_features, shape)?;
+    let scale = reduction.scale(shape[0]);
     let formula = Sample { student_features, teacher_features, features: shape[1], scale };
     rows::run(&formula, shape, Some(loss), grad)
 }
@@ -52,7 +53,7 @@ impl<E: Element> RowFormula<E> for Sample<'_, E> {
         _scratch: &mut Scratch<E::Real>,
     ) -> f64 {
         let (mut distance, mut norm) = (SumOfSquares::new(simd), SumOfSquares::new(simd));
-        for_each_vector!(simd, Vector<S, E>, s.len(), [], |at, counted| {
+        for_each_vector!(simd, Vector<S, E>, s.len(), read [s, t], write [], sum [], |at, counted| {
             let t = load(simd, t, at);
             distance.add::<E::Real>(counted.of(load(simd, s, at) - t));
             norm.add::<E::Real>(counted.of(t));
@@ -70,7 +71,7 @@ impl<E: Element> RowFormula<E> for Sample<'_, E> {
             let power = (-norm.log2() / 2.0).round().exp2();
             let slope = splat::<S, E::Real>(simd, 2.0 * self.scale / norm / power);
             let power = splat::<S, E::Real>(simd, power);
-            for_each_vector!(simd, Vector<S, E>, s.len(), [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, s.len(), read [s, t], write [grad], sum [], |at, _counted| {
                 let difference = load(simd, s, at) - load(simd, t, at);
                 store::<S, E>(difference * power * slope, grad, at);
             });
@@ -86,11 +87,11 @@ mod tests {
     use crate::par::serial_and_parallel;
     use crate::testing::{SIZES, assert_close, random, same_bits, widen};
 
-    fn run<E: Element>(s: &[E], t: &[E], features: usize, scale: f64) -> (Vec<E::Real>, Vec<E>) {
+    fn run<E: Element>(s: &[E], t: &[E], features: usize, reduction: Reduction) -> (Vec<E::Real>, Vec<E>) {
         let rows = s.len() / features;
         let mut loss = vec![E::Real::default(); rows];
         let mut grad = vec![E::from_f64(7.0); s.len()];
-        sample(s, t, [rows, features], scale, Loss::Each(&mut loss), Some(&mut grad)).unwrap();
+        sample(s, t, [rows, features], reduction, Loss::Each(&mut loss), Some(&mut grad)).unwrap();
         (loss, grad)
     }
 
@@ -101,7 +102,7 @@ mod tests {
                     let rows = 5;
                     let s: Vec<E> = random(rows * features, factor, 1);
                     let t: Vec<E> = random(rows * features, factor, 2);
-                    let [(loss, grad), parallel] = serial_and_parallel(|| run(&s, &t, features, 0.2));
+                    let [(loss, grad), parallel] = serial_and_parallel(|| run(&s, &t, features, Reduction::Mean));
                     same_bits(&loss, &parallel.0);
                     same_bits(&grad, &parallel.1);
                     for (i, loss) in loss.iter().enumerate() {
@@ -132,12 +133,12 @@ mod tests {
                 let s: Vec<f32> = random(2 * features, 1.0, 1);
                 let mut t = vec![0.0; 2 * features];
                 t[2 * features - 1] = 1e-30;
-                let (loss, grad) = run(&s, &t, features, 1.0);
+                let (loss, grad) = run(&s, &t, features, Reduction::Sum);
                 assert_eq!(loss[0], 0.0);
                 assert!(grad[..features].iter().all(|&g| g == 0.0));
                 assert_eq!(loss[1], f32::INFINITY); // about 1e60
                 t[2 * features - 1] = f32::NAN;
-                assert!(run(&s, &t, features, 1.0).0[1].is_nan());
+                assert!(run(&s, &t, features, Reduction::Sum).0[1].is_nan());
             }
         });
     }

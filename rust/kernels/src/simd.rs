@@ -31,19 +31,24 @@ pub trait Real: Element<Real = Self> + SimdFloatElement {
     const SIGNIFICAND_BITS: u32;
     /// Adding this to `n` leaves `n - 1`, with the exponent's bias, in the lowest bits.
     const EXPONENT_MAGIC: Self;
-    /// Here and below `exp` is 0, as it is from where it is less than twice the smallest normal number.
-    const EXP_MIN: Self;
-    /// Above this `exp` is infinite.
-    const EXP_MAX: Self;
-    /// `1 / ln 2`.
-    const LOG2_E: Self;
-    /// The head of `ln 2`: its products with an exponent are exact.
-    const LN_2_HIGH: Self;
-    /// `ln 2` less its head.
-    const LN_2_LOW: Self;
-    /// Twice the coefficients of `exp(r)` for `|r| <= ln(2) / 2`, lowest power first: the relative error of
-    /// `1 + r + r^2 q(r)` made least.
-    const EXP: &'static [Self];
+    /// Here and below `2^x` is 0: it would be less than twice the smallest normal number.
+    const EXP2_MIN: f64;
+    /// Twice the coefficients of `2^x` for `|x| <= 1/2`, lowest power first.
+    const EXP2: &'static [Self];
+    /// `1.0`, as bits.
+    const ONE_BITS: Self::Bits;
+    /// `1.0` less the root of 1/2, as bits.
+    const ONE_LESS_SQRT_HALF_BITS: Self::Bits;
+    /// The bits of a number whose lowest bits hold an integer.
+    const INTEGER_BITS: Self::Bits;
+    /// That number, plus the exponent's bias.
+    const INTEGER_BIAS: Self;
+    /// The exponent's bits, at the lowest place.
+    const EXPONENT_MASK: Self::Bits;
+    /// The integer 1.
+    const ONE_BIT: Self::Bits;
+    /// The coefficients of `(2 artanh(s) - 2 s) / s^3` in `s^2`, lowest power first.
+    const ARTANH: &'static [Self];
     /// The coefficients of `(exp(d) - 1 - d) / d^2` for `|d| <= 1/2`, lowest power first.
     const DIVERGENCE: &'static [Self];
 
@@ -66,6 +71,22 @@ macro_rules! inverse_factorials {
             while k < $terms {
                 factorial *= (k + 2) as f64;
                 series[k] = (1.0 / factorial) as $float;
+                k += 1;
+            }
+            series
+        };
+        &SERIES
+    }};
+}
+
+/// `2 / 3, 2 / 5, 2 / 7, ...`
+macro_rules! artanh {
+    ($float:ty, $terms:literal) => {{
+        const SERIES: [$float; $terms] = {
+            let mut series = [0.0; $terms];
+            let mut k = 0;
+            while k < $terms {
+                series[k] = (2.0 / (2 * k + 3) as f64) as $float;
                 k += 1;
             }
             series
@@ -109,12 +130,16 @@ impl Real for f32 {
     const WIDE: usize = 2;
     const SIGNIFICAND_BITS: u32 = 23;
     const EXPONENT_MAGIC: f32 = 12_582_912.0 + 126.0;
-    const EXP_MIN: f32 = -87.3;
-    const EXP_MAX: f32 = 89.0;
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -0.000_212_194_44;
-    const EXP: &[f32] = &[2.0, 2.0, 0.999_999_9, 0.333_330_42, 0.083_336_78, 0.016_737_433, 0.002_762_92];
+    const EXP2_MIN: f64 = -125.95;
+    const EXP2: &[f32] =
+        &[2.0, 1.386_294_4, 0.480_452_95, 0.111_007_19, 0.019_236_999, 0.002_678_194, 0.000_306_585_57];
+    const ONE_BITS: u32 = 1.0_f32.to_bits();
+    const ONE_LESS_SQRT_HALF_BITS: u32 = 1.0_f32.to_bits() - std::f32::consts::FRAC_1_SQRT_2.to_bits();
+    const INTEGER_BITS: u32 = 8_388_608.0_f32.to_bits();
+    const INTEGER_BIAS: f32 = 8_388_608.0 + 127.0;
+    const EXPONENT_MASK: u32 = 0xff;
+    const ONE_BIT: u32 = 1;
+    const ARTANH: &[f32] = artanh!(f32, 5);
     const DIVERGENCE: &[f32] = inverse_factorials!(f32, 8);
 
     #[inline(always)]
@@ -128,25 +153,28 @@ impl Real for f64 {
     const WIDE: usize = 1;
     const SIGNIFICAND_BITS: u32 = 52;
     const EXPONENT_MAGIC: f64 = 6_755_399_441_055_744.0 + 1022.0;
-    const EXP_MIN: f64 = -708.4;
-    const EXP_MAX: f64 = 710.0;
-    const LOG2_E: f64 = std::f64::consts::LOG2_E;
-    const LN_2_HIGH: f64 = 0.693_147_180_369_123_8;
-    const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    const EXP: &[f64] = &[
+    const EXP2_MIN: f64 = -1021.95;
+    const EXP2: &[f64] = &[
         2.0,
-        2.0,
-        1.000_000_000_000_000_2,
-        0.333_333_333_333_333_37,
-        0.083_333_333_333_248_26,
-        0.016_666_666_666_660_123,
-        0.002_777_777_783_442_743_3,
-        0.000_396_825_397_261_072_35,
-        4.960_304_259_190_875e-5,
-        5.511_453_691_999_413e-6,
-        5.524_017_689_081_949e-7,
-        5.020_077_099_102_064e-8,
+        1.386_294_361_119_890_6,
+        0.480_453_013_918_202_17,
+        0.111_008_217_329_643_43,
+        0.019_236_258_215_203_205,
+        0.002_666_711_629_309_695_5,
+        0.000_308_070_608_980_781_9,
+        3.050_546_726_356_011e-5,
+        2.643_087_766_947_5e-6,
+        2.035_632_192_763_566_3e-7,
+        1.414_646_637_122_206_2e-8,
+        8.877_452_167_700_394e-10,
     ];
+    const ONE_BITS: u64 = 1.0_f64.to_bits();
+    const ONE_LESS_SQRT_HALF_BITS: u64 = 1.0_f64.to_bits() - std::f64::consts::FRAC_1_SQRT_2.to_bits();
+    const INTEGER_BITS: u64 = 4_503_599_627_370_496.0_f64.to_bits();
+    const INTEGER_BIAS: f64 = 4_503_599_627_370_496.0 + 1023.0;
+    const EXPONENT_MASK: u64 = 0x7ff;
+    const ONE_BIT: u64 = 1;
+    const ARTANH: &[f64] = artanh!(f64, 11);
     const DIVERGENCE: &[f64] = inverse_factorials!(f64, 14);
 
     #[inline(always)]
@@ -222,34 +250,44 @@ impl<M> Counted<M> {
 /// Vectors in a run: few enough that the rounding of a run's sum is about that of its terms.
 pub(crate) const RUN: usize = 16;
 
-/// Runs a body for the position of each vector of a row of `$len` elements, at least one vector long, and ends a run
-/// of the sums after every [`RUN`] vectors.
+/// Runs a body for each vector of rows of `$len` elements, at least one vector long: `$at` is its place in the named
+/// slices, which the body sees cut to a run of them. Ends a run of the sums after every [`RUN`] vectors.
 ///
 /// Where the length is no multiple of a vector's, the last one ends with the row and overlaps the one before it:
 /// the body must give the same when it meets an element again, and add to sums only `$counted.of(...)`.
 macro_rules! for_each_vector {
-    ($simd:ident, $vector:ty, $len:expr, [$($sum:ident),*], |$at:ident, $counted:ident| $body:block) => {{
+    (
+        $simd:ident, $vector:ty, $len:expr, read [$($read:ident),*], write [$($write:ident),*], sum [$($sum:ident),*],
+        |$at:ident, $counted:ident| $body:block
+    ) => {{
+        const RUN: usize = $crate::simd::RUN;
         let (lanes, len) = (<$vector>::LEN, $len);
-        let mut $at = 0;
+        let mut start = 0;
         let $counted = $crate::simd::Counted::<<$vector as SimdBase<S>>::Mask>::all();
-        while len - $at >= $crate::simd::RUN * lanes {
-            // Two at a time, so that they load the constants once.
-            for _ in 0..$crate::simd::RUN / 2 {
-                for _ in 0..2 {
-                    $body;
-                    $at += lanes;
-                }
+        while len - start >= RUN * lanes {
+            // Cut once a run: within it every bound is known.
+            $(let $read = &$read[start..][..RUN * lanes];)*
+            $(let $write = &mut $write[start..][..RUN * lanes];)*
+            for i in 0..RUN {
+                let $at = i * lanes;
+                $body
             }
             $($sum.end_run();)*
+            start += RUN * lanes;
         }
-        while len - $at >= lanes {
-            $body;
-            $at += lanes;
+        while len - start >= lanes {
+            let $at = 0;
+            $(let $read = &$read[start..][..lanes];)*
+            $(let $write = &mut $write[start..][..lanes];)*
+            $body
+            start += lanes;
         }
-        if $at < len {
-            let $counted = $crate::simd::Counted::<<$vector as SimdBase<S>>::Mask>::highest($simd, len - $at);
-            $at = len - lanes;
-            $body;
+        if start < len {
+            let $counted = $crate::simd::Counted::<<$vector as SimdBase<S>>::Mask>::highest($simd, len - start);
+            let $at = 0;
+            $(let $read = &$read[len - lanes..][..lanes];)*
+            $(let $write = &mut $write[len - lanes..][..lanes];)*
+            $body
         }
     }};
 }

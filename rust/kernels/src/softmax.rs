@@ -2,7 +2,7 @@
 
 use fearless_simd::prelude::*;
 
-use crate::exp::exp;
+use crate::exp::Exp;
 use crate::rows::{self, KEPT, RowFormula, Scratch};
 use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, splat, store};
 use crate::{Error, check_shape, check_temperature};
@@ -15,36 +15,54 @@ pub(crate) fn pieces(len: usize) -> impl ExactSizeIterator<Item = std::ops::Rang
 }
 
 /// `softmax(x / T)` of a row: element `k` is `exp((x_k - max) / T) / sum`.
+#[derive(Clone, Copy)]
 pub(crate) struct Softmax<R> {
     pub(crate) max: R,
     pub(crate) sum: f64,
-    per_temperature: R,
+    pub(crate) exp: Exp<R>,
 }
 
 impl<R: Real> Softmax<R> {
     /// Reads a row; leaves its exponentials in `kept` where the row is one piece.
     #[inline(always)]
     pub(crate) fn of<S: Simd, E: Element<Real = R>>(simd: S, row: &[E], temperature: f64, kept: &mut [R]) -> Self {
-        let mut softmax =
-            Self { max: R::from_f64(f64::NEG_INFINITY), sum: 0.0, per_temperature: R::from_f64(1.0 / temperature) };
+        let mut softmax = Self::nothing(temperature);
         for piece in pieces(row.len()) {
             let piece = &row[piece];
-            let max = simd::max(simd, piece);
-            // A piece of nothing but -inf adds nothing, and -inf - -inf would.
-            if max.to_f64() == f64::NEG_INFINITY {
-                continue;
-            }
-            if max > softmax.max {
-                softmax.sum *= ((softmax.max.to_f64() - max.to_f64()) / temperature).exp();
-                softmax.max = max;
-            }
+            softmax.raise(simd::max(simd, piece), temperature);
             softmax.sum += softmax.exponentials(simd, piece, kept);
         }
-        // A row of nothing but -inf has no softmax.
-        if softmax.sum == 0.0 {
-            softmax.sum = f64::NAN;
-        }
+        softmax.finish();
         softmax
+    }
+
+    /// Of no element yet.
+    #[inline(always)]
+    pub(crate) fn nothing(temperature: f64) -> Self {
+        Self { max: R::default(), sum: 0.0, exp: Exp::new(1.0 / temperature) }
+    }
+
+    /// Takes the maximum of the next piece into account; returns by how much that raises the one so far.
+    #[inline(always)]
+    pub(crate) fn raise(&mut self, max: R, temperature: f64) -> f64 {
+        if self.sum == 0.0 {
+            // As long as there is nothing but -inf it is held against 0, since -inf - -inf is no number.
+            self.max = if max.to_f64() == f64::NEG_INFINITY { R::default() } else { max };
+        } else if max > self.max {
+            let rise = max.to_f64() - self.max.to_f64();
+            self.sum *= (-rise / temperature).exp();
+            self.max = max;
+            return rise;
+        }
+        0.0
+    }
+
+    /// A row of nothing but -inf has no softmax.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self) {
+        if self.sum == 0.0 {
+            self.sum = f64::NAN;
+        }
     }
 
     /// Writes `exp((x_k - max) / T)` of a piece of the row, and returns their sum.
@@ -60,11 +78,9 @@ impl<R: Real> Softmax<R> {
     #[inline(always)]
     fn exponentials_inline<S: Simd, E: Element<Real = R>>(&self, simd: S, piece: &[E], out: &mut [R]) -> f64 {
         let max = R::Native::<S>::splat(simd, self.max);
-        let per_temperature = R::Native::<S>::splat(simd, self.per_temperature);
         let mut sum = Sum::<S, R>::new(simd);
-        let out = &mut out[..piece.len()];
-        for_each_vector!(simd, Vector<S, E>, piece.len(), [sum], |at, counted| {
-            let e = exp::<S, R>(simd, (load(simd, piece, at) - max) * per_temperature);
+        for_each_vector!(simd, Vector<S, E>, piece.len(), read [piece], write [out], sum [sum], |at, counted| {
+            let e = self.exp.of(simd, load(simd, piece, at) - max);
             store::<S, R>(e, out, at);
             sum.add(counted.of(e));
         });
@@ -82,7 +98,7 @@ impl<R: Real> Softmax<R> {
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, or the temperature is not positive and finite.
+/// Where lengths do not fit, or the temperature is out of range.
 pub fn softmax<E: Element>(logits: &[E], shape: [usize; 2], temperature: f64, out: &mut [E]) -> Result<(), Error> {
     check_temperature(temperature)?;
     check_shape("logits", logits, shape)?;
@@ -114,7 +130,7 @@ impl<E: Element> RowFormula<E> for Forward<'_, E> {
         Scratch([e, _]): &mut Scratch<E::Real>,
     ) -> f64 {
         let softmax = Softmax::of(simd, logits, self.temperature, e);
-        let sum = splat::<S, E::Real>(simd, softmax.sum);
+        let per_sum = splat::<S, E::Real>(simd, 1.0 / softmax.sum);
         let Some(out) = out else { return 0.0 };
         let pieces = pieces(logits.len());
         let recompute = pieces.len() > 1;
@@ -123,8 +139,8 @@ impl<E: Element> RowFormula<E> for Forward<'_, E> {
                 softmax.exponentials(simd, &logits[piece.clone()], e);
             }
             let out = &mut out[piece];
-            for_each_vector!(simd, Vector<S, E>, out.len(), [], |at, _counted| {
-                store::<S, E>(load::<S, E::Real>(simd, e, at) / sum, out, at);
+            for_each_vector!(simd, Vector<S, E>, out.len(), read [e], write [out], sum [], |at, _counted| {
+                store::<S, E>(load::<S, E::Real>(simd, e, at) * per_sum, out, at);
             });
         }
         0.0
@@ -135,7 +151,7 @@ impl<E: Element> RowFormula<E> for Forward<'_, E> {
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, or the temperature is not positive and finite.
+/// Where lengths do not fit, or the temperature is out of range.
 pub fn softmax_backward<E: Element>(
     grad_output: &[E],
     probabilities: &[E],
@@ -175,13 +191,13 @@ impl<E: Element> RowFormula<E> for Backward<'_, E> {
         _scratch: &mut Scratch<E::Real>,
     ) -> f64 {
         let mut dot = Sum::<S, E::Real>::new(simd);
-        for_each_vector!(simd, Vector<S, E>, g.len(), [dot], |at, counted| {
+        for_each_vector!(simd, Vector<S, E>, g.len(), read [p, g], write [], sum [dot], |at, counted| {
             dot.add(counted.of(load(simd, p, at) * load(simd, g, at)));
         });
         let dot = splat::<S, E::Real>(simd, dot.total());
         let per_temperature = splat::<S, E::Real>(simd, 1.0 / self.temperature);
         if let Some(out) = out {
-            for_each_vector!(simd, Vector<S, E>, g.len(), [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, g.len(), read [p, g], write [out], sum [], |at, _counted| {
                 let through = load(simd, p, at) * (load(simd, g, at) - dot);
                 store::<S, E>(through * per_temperature, out, at);
             });

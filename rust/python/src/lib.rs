@@ -7,7 +7,7 @@ mod tensor;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use cid_kernels::{Error, Loss, Real};
+use cid_kernels::{Divergence, Error, Loss, Real, Reduction};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -47,7 +47,9 @@ fn run(py: Python<'_>, elements: usize, kernel: impl FnOnce() -> Result<(), Erro
 fn exception(error: Error) -> PyErr {
     match error {
         Error::Tier(_) => PyRuntimeError::new_err(error.to_string()),
-        Error::Length { .. } | Error::Temperature(_) | Error::Label { .. } => PyValueError::new_err(error.to_string()),
+        Error::Length { .. } | Error::Temperature(_) | Error::Beta(_) | Error::Label { .. } => {
+            PyValueError::new_err(error.to_string())
+        }
     }
 }
 
@@ -63,6 +65,10 @@ fn matrix<'a>(operands: &mut Operands, argument: &'static str, object: &'a Bound
 
 fn labels<'a>(operands: &mut Operands, object: &'a Bound<'_, PyAny>, rows: usize) -> PyResult<Input<'a>> {
     operands.input("target", object, &[DType::I64], &[&[Some(rows)]])
+}
+
+fn reduction(mean: bool) -> Reduction {
+    if mean { Reduction::Mean } else { Reduction::Sum }
 }
 
 /// Where a loss goes: to a number, or to one a row.
@@ -134,21 +140,41 @@ mod _native {
         py: Python<'_>,
         student_logits: &Bound<'_, PyAny>,
         teacher_logits: &Bound<'_, PyAny>,
+        target: Option<&Bound<'_, PyAny>>,
         temperature: f64,
-        scale: f64,
+        divergence: &str,
+        beta: f64,
+        ignore_index: i64,
+        mean: bool,
         loss: &Bound<'_, PyAny>,
         grad: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
+        let divergence = match divergence {
+            "forward" => Divergence::Forward,
+            "reverse" => Divergence::Reverse,
+            "js" => Divergence::JensenShannon { beta },
+            _ => {
+                let text = format!("divergence: {divergence:?} (accepted: \"forward\", \"reverse\", \"js\")");
+                return Err(PyValueError::new_err(text));
+            }
+        };
         let mut operands = Operands::default();
         let student = matrix(&mut operands, "student_logits", student_logits)?;
         let (dtype, shape) = (student.dtype(), shape(&student));
         let teacher = operands.input("teacher_logits", teacher_logits, &[dtype], &[&shape.map(Some)])?;
+        let target = target.map(|target| labels(&mut operands, target, shape[0])).transpose()?;
         let loss = LossOutput::new(&mut operands, loss, dtype, shape[0])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
         with_element!(dtype, E => {
             let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
+            let target = target.map(|target| target.as_slice());
             let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
-            run(py, student.len(), || cid_kernels::kd(student, teacher, shape, temperature, scale, loss, grad))
+            let reduction = reduction(mean);
+            run(py, student.len(), || {
+                cid_kernels::kd(
+                    student, teacher, target, shape, temperature, divergence, ignore_index, reduction, loss, grad,
+                )
+            })
         })
     }
 
@@ -183,7 +209,7 @@ mod _native {
         py: Python<'_>,
         student_features: &Bound<'_, PyAny>,
         teacher_features: &Bound<'_, PyAny>,
-        scale: f64,
+        mean: bool,
         loss: &Bound<'_, PyAny>,
         grad: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
@@ -196,7 +222,7 @@ mod _native {
         with_element!(dtype, E => {
             let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
             let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
-            run(py, student.len(), || cid_kernels::sample(student, teacher, shape, scale, loss, grad))
+            run(py, student.len(), || cid_kernels::sample(student, teacher, shape, reduction(mean), loss, grad))
         })
     }
 
