@@ -60,7 +60,10 @@ def classes(name: str, value: Tensor) -> None:
 
 
 def labels(name: str, value: Tensor, like: Tensor) -> None:
-    """One int64 label a row of `like`, which has one more dimension. Their values are for `label_range`, or for a kernel that reads them anyway."""
+    """One int64 label a sample of `like`, which has one dimension more.
+
+    Their values are for `label_range`, or for a kernel that reads them anyway.
+    """
     if tensor(name, value).dtype != torch.int64:
         raise TypeError(f"{name}: got {value.dtype}, accepted: torch.int64")
     shape(name, value, like.shape[:-1])
