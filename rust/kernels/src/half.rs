@@ -32,7 +32,7 @@ impl Element for Bf16 {
         let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         // Of a NaN a carry could make anything.
         let nan = S::u32s::splat(vector.token(), 0x7fc0);
-        store_bits(vector.is_nan().select(nan, rounded), to, Self);
+        store_bits::<S, _>(vector.is_nan().select(nan, rounded), to, Self);
     }
 
     #[inline(always)]
@@ -73,7 +73,7 @@ impl Element for F16 {
         let subnormal = (magnitude + 0.5).bitcast::<S::u32s>() - 0.5_f32.to_bits();
         let rounded = magnitude.simd_lt(power_of_two(-14)).select(subnormal, normal);
         let nan = S::u32s::splat(simd, 0x7e00);
-        store_bits(vector.is_nan().select(nan, rounded | bits >> 16 & 0x8000), to, Self);
+        store_bits::<S, _>(vector.is_nan().select(nan, rounded | bits >> 16 & 0x8000), to, Self);
     }
 
     #[inline(always)]
@@ -94,26 +94,24 @@ impl Element for F16 {
     }
 }
 
-/// The bits of as many elements as a vector has lanes. The loop, like that of [`store_bits`], is compiled to a few
-/// vector instructions.
+/// The bits of as many elements as a vector has lanes: the loop is compiled to one instruction.
 #[inline(always)]
 fn load_bits<S: Simd, E: Copy>(simd: S, from: &[E], bits: impl Fn(E) -> u16) -> S::u32s {
     let mut wide = [0; MAX_LANES];
-    let from = &from[..S::u32s::LEN];
-    for i in 0..S::u32s::LEN {
-        wide[i] = u32::from(bits(from[i]));
+    let wide = &mut wide[..S::u32s::LEN];
+    for (wide, &x) in wide.iter_mut().zip(&from[..S::u32s::LEN]) {
+        *wide = u32::from(bits(x));
     }
-    S::u32s::from_slice(simd, &wide[..S::u32s::LEN])
+    S::u32s::from_slice(simd, wide)
 }
 
-/// Stores the lower half of each lane.
+/// Stores lanes that fit into 16 bits.
 #[inline(always)]
-fn store_bits<S: Simd, E>(bits: impl SimdBase<S, Element = u32>, to: &mut [E], element: impl Fn(u16) -> E) {
-    let mut wide = [0; MAX_LANES];
-    bits.store_slice(&mut wide[..S::u32s::LEN]);
-    let to = &mut to[..S::u32s::LEN];
-    for i in 0..S::u32s::LEN {
-        to[i] = element(wide[i] as u16);
+fn store_bits<S: Simd, E>(bits: S::u32s, to: &mut [E], element: impl Fn(u16) -> E) {
+    // Half of a vector: a loop over the lanes is not compiled to the one instruction that there is for it.
+    let narrow = bits.relaxed_narrow(bits);
+    for (to, &bits) in to[..S::u32s::LEN].iter_mut().zip(narrow.as_slice()) {
+        *to = element(bits);
     }
 }
 
