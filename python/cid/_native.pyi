@@ -1,7 +1,8 @@
 """The compiled kernels: plain functions over dense CPU tensors, used by `cid.backends.native` alone.
 
-Float tensors of one call share one type, float32 or float64, and are contiguous; labels are int64. Everything is
-checked before anything is written. Outputs are written in place and never overlap an input or each other.
+Float tensors of one call share one type, float32, float64, bfloat16 or float16, and are contiguous; labels are int64.
+Losses, context weights and the sums of the context bank are float32 where that type is a half-precision one. Everything
+is checked before anything is written. Outputs are written in place and never overlap an input or each other.
 A `loss` of shape () receives `scale` times the sum of the rows' losses, one of shape (B,) receives `scale` times
 each; `grad` receives `scale` times the derivative of each row's loss and is skipped where it is None.
 """
