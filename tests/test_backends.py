@@ -1,5 +1,6 @@
 """The native backend against the reference, which is the truth in float64."""
 
+import math
 import os
 import subprocess
 import sys
@@ -13,15 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cid import _native
 from cid import functional as F
-from cid.backends import select
+from cid.backends import reference, select
 from tests.cases import IGNORE, KD, TERMS, Term, features, labels, logits
 
 SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 37, 129, 333]))
 terms = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
-KERNELS = {name: term for name, term in TERMS.items() if name != "marginal"}  # its product is PyTorch's
-types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+LOSSES = KERNELS = {name: term for name, term in TERMS.items() if name != "marginal"}  # its product is PyTorch's
+HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
+TYPES = {"f32": torch.float32, "f64": torch.float64} | HALVES
+types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
 backends = pytest.mark.parametrize("backend", ["reference", "native"])
+
+
+def real(dtype: torch.dtype) -> torch.dtype:
+    """The type that a type is computed in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(inputs: tuple[Tensor, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
 
 
 def squared_error(ours: Tensor, truth: Tensor) -> float:
@@ -41,21 +55,31 @@ def test_float64_equals_the_reference(term: Term, rows: int, columns: int, seed:
 
 @terms
 @pytest.mark.parametrize("shape", [(64, 100), (37, 129), (16, 5000), (1000, 10), (3, 2048), (3, 2049)])
-def test_float32_is_at_least_as_accurate_as_eager(term: Term, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES.values()], ids=["f32", *HALVES])
+def test_at_least_as_accurate_as_eager(
+    term: Term, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Root mean square errors over several draws: a largest error is the luck of one element."""
-    draws = 20
-    errors = {"native": [0.0, 0.0], "reference": [0.0, 0.0]}
+    draws = 20 if dtype == torch.float32 else 5
+    errors = {"native": [0.0, 0.0], "reference": [0.0, 0.0], "eager": [0.0, 0.0]}
     for seed in range(draws):
         torch.manual_seed(seed)
-        inputs = term.draw(*shape, torch.float32)
-        wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-        truth = term.value_and_grad(wide, "reference")
-        for backend, sums in errors.items():
-            for i, (value, true) in enumerate(zip(term.value_and_grad(inputs, backend), truth, strict=True)):
+        inputs = term.draw(*shape, dtype)
+        truth = term.value_and_grad(wide(inputs), "reference")
+        for name, sums in errors.items():
+            with monkeypatch.context() as patch:
+                if name == "eager":  # the same formulas, in the type of the inputs
+                    patch.setattr(reference, "_wide", lambda x: x)
+                results = term.value_and_grad(inputs, "native" if name == "native" else "reference")
+            for i, (value, true) in enumerate(zip(results, truth, strict=True)):
                 sums[i] += squared_error(value, true) / draws
-    for ours, eager in zip(*errors.values(), strict=True):
-        # Below half a unit in the last place there is nothing to be better at.
-        assert ours**0.5 <= max(1.05 * eager**0.5, 2**-25), errors
+    for i, out in enumerate((real(dtype) if term.name in LOSSES else dtype, dtype)):
+        ours, *others = (sums[i] ** 0.5 for sums in errors.values())
+        for theirs in others:
+            if math.isnan(theirs):  # class in float16: the floor of a norm, 1e-12, is 0
+                continue
+            # Below half a unit in the last place there is nothing to be better at.
+            assert ours <= max(1.05 * theirs, torch.finfo(out).eps / 4), errors
 
 
 @terms
@@ -63,17 +87,21 @@ def test_float32_is_at_least_as_accurate_as_eager(term: Term, shape: tuple[int, 
 @pytest.mark.parametrize("factor", [1e-30, 1e-10, 1e10, 1e30])
 def test_extreme_factors(term: Term, dtype: torch.dtype, factor: float) -> None:
     """Wherever the float64 truth is representable the result is it, not an overflow or a NaN."""
+    if dtype == torch.float16:
+        factor **= 0.1  # what it can hold
     inputs = tuple(x * factor if x.is_floating_point() else x for x in term.draw(33, 129, dtype))
     # What the truth itself is good to, and what the type can hold.
-    rounding = max(torch.finfo(dtype).eps, 1e-14) if term.name.startswith("kd") else 0.0  # of P - Q, with both near 1/C
-    floor = max(rounding, torch.finfo(dtype).tiny)
-    wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    ours, truth = term.value_and_grad(inputs, "native"), term.value_and_grad(wide, "reference")
+    rounding = max(torch.finfo(real(dtype)).eps, 1e-14) if term.name.startswith("kd") else 0.0  # of P - Q, with both near 1/C
+    info = torch.finfo(dtype)
+    floor = max(rounding, info.tiny * (info.eps if dtype == torch.float16 else 1.0))
+    ours, truth = term.value_and_grad(inputs, "native"), term.value_and_grad(wide(inputs), "reference")
     for mine, theirs in zip(ours, truth, strict=True):
-        expected = theirs.to(dtype)
+        expected = theirs.to(mine.dtype)
         scale = float(expected[expected.isfinite()].abs().max())
-        rtol = 1e-4 if dtype == torch.float32 else 1e-10
-        torch.testing.assert_close(mine, expected, rtol=rtol, atol=max(rtol / 10 * scale, floor))
+        rtol = 1e-10 if dtype == torch.float64 else max(1e-4, torch.finfo(mine.dtype).eps)
+        torch.testing.assert_close(
+            mine, expected, rtol=rtol, atol=max(rtol * scale / (1 if dtype in HALVES.values() else 10), floor)
+        )
 
 
 @backends
@@ -142,7 +170,7 @@ def test_ignored_samples_may_hold_anything(backend: str, dtype: torch.dtype) -> 
     assert (grad[3] == 0).all()
     w = F.context_weights(q, y, backend=backend)
     assert w[3] == 0
-    numerator, denominator = torch.zeros(4, 9, dtype=dtype), torch.zeros(4, dtype=dtype)
+    numerator, denominator = torch.zeros(4, 9, dtype=w.dtype), torch.zeros(4, dtype=w.dtype)
     F.accumulate_context(f, torch.full_like(w, torch.nan).where(~keep, w), y, numerator, denominator, backend=backend)
     assert numerator.isfinite().all()
     torch.testing.assert_close(denominator[0], w[[0, 2, 5]].sum())
@@ -165,16 +193,83 @@ def test_context(dtype: torch.dtype, rows: int, classes: int, dim: int, seed: in
     """Weights and sums; they add to what is there."""
     torch.manual_seed(seed)
     f, q, y = features(rows, dim, dtype), logits(rows, classes, dtype), labels(rows, classes)
-    start = features(classes, dim + 1, dtype)
+    start = features(classes, dim + 1, real(dtype))
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     results = []
     for backend in ("native", "reference"):
         numerator, denominator = start[:, 1:].contiguous(), start[:, 0].contiguous()
         w = F.context_weights(q, y, temperature=2.0, backend=backend)
         F.accumulate_context(f, w, y, numerator, denominator, backend=backend)
+        assert w.dtype == numerator.dtype
         results.append((w, numerator, denominator))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+@halves
+@backends
+@pytest.mark.parametrize("half_weights", [False, True])
+@pytest.mark.parametrize("half_sums", [False, True])
+def test_context_sums_of_halves(dtype: torch.dtype, backend: str, half_weights: bool, half_sums: bool) -> None:
+    """Weights and sums are of the features' type or of float32; what is refused has added nothing."""
+    f, y = features(40, 9, dtype), labels(40, 3)
+    w = torch.rand(40).to(dtype if half_weights else torch.float32)
+    sums = [torch.ones(*shape, dtype=dtype if half_sums else torch.float32) for shape in ((3, 9), (3,))]
+    expected = [x.double() for x in sums]
+    F.accumulate_context(f.double(), w.double(), y, expected[0], expected[1], backend="reference")
+    F.accumulate_context(f, w, y, sums[0], sums[1], backend=backend)
+    for mine, theirs in zip(sums, expected, strict=True):
+        # The reference adds in the type of the sums.
+        tolerance = 20 * torch.finfo(mine.dtype).eps
+        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
+    before = [x.clone() for x in sums]
+    for change in ({"weights": w.double()}, {"target": y + 3}, {"numerator": sums[0].double()}):
+        arguments: dict[str, Any] = {"weights": w, "target": y, "numerator": sums[0], "denominator": sums[1]}
+        with pytest.raises((TypeError, ValueError), match=rf"^{next(iter(change))}|^denominator"):
+            F.accumulate_context(f, backend=backend, **(arguments | change))
+    assert all(torch.equal(x, y) for x, y in zip(sums, before, strict=True))
+
+
+@pytest.mark.parametrize("term", KERNELS.values(), ids=KERNELS)
+def test_scaling_the_loss_saves_small_gradients_of_float16(term: Term) -> None:
+    """What a scaled loss is to save must not have been rounded before the scale comes."""
+    inputs = term.draw(300, 100, torch.float16)
+    grads = []
+    for backend, tensors in (("native", inputs), ("reference", wide(inputs))):
+        leaf = tensors[0].detach().requires_grad_()
+        loss = term.call(leaf, *tensors[1:], backend=backend)
+        grads.append(torch.autograd.grad(1024 * loss, leaf)[0])
+    ours, truth = grads
+    assert ours.dtype == torch.float16
+    atol = 2**-25 + 1e-5 * float(truth.abs().max())
+    torch.testing.assert_close(ours.double(), truth, rtol=2**-11, atol=atol)
+
+
+@halves
+def test_kernels_write_gradients_of_halves(dtype: torch.dtype) -> None:
+    """Of float16 too, though its losses go by way of float32: the same, rounded once."""
+    s, q, y = logits(9, 37, dtype), logits(9, 37, dtype), labels(9, 37)
+    results = []
+    for cast in (dtype, torch.float32):
+        a, b, loss = s.to(cast), q.to(cast), torch.empty(5)
+        grads = [torch.empty_like(a) for _ in range(5)]
+        total = loss.unbind()
+        _native.kd(a, b, 4.0, 0.1, total[0], grads[0])
+        _native.sample(a, b, 0.1, total[1], grads[1])
+        _native.class_(a, b, y % 3, IGNORE, total[2], grads[2])
+        _native.cross_entropy(a, y, IGNORE, total[3], grads[3])
+        _native.softmax(a, 4.0, grads[4])
+        total[4].zero_()
+        results.append((loss, grads))
+    (loss, grads), (expected, wide_grads) = results
+    assert torch.equal(loss, expected)
+    for grad, expected in zip(grads, wide_grads, strict=True):
+        assert torch.equal(grad, expected.to(dtype))
+    with pytest.raises(TypeError, match=r"^loss: dtype torch\.(bfloat16|float16) \(accepted: torch\.float32\)"):
+        _native.kd(s, q, 4.0, 1.0, torch.empty((), dtype=dtype), None)
+    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    with pytest.raises(TypeError, match=r"^teacher_logits: dtype"):
+        _native.kd(s, q.to(other), 4.0, 1.0, torch.empty(()), None)
 
 
 @terms
@@ -324,7 +419,8 @@ def test_layouts(term: Term, dtype: torch.dtype) -> None:
         leaf = changed[0].requires_grad_()
         value = term.call(leaf, *changed[1:], backend="native")
         (grad,) = torch.autograd.grad(value.sum(), leaf)
-        rounding = 1e-5 if term.name == "marginal" else 0  # its product is PyTorch's
+        # Its product is PyTorch's.
+        rounding = max(1e-5, torch.finfo(dtype).eps) if term.name == "marginal" else 0
         torch.testing.assert_close(value.detach(), expected[0], rtol=rounding, atol=rounding)
         torch.testing.assert_close(grad, expected[1], rtol=rounding, atol=rounding)
     row = inputs[0][:1].expand(12, *inputs[0].shape[1:])
@@ -407,6 +503,44 @@ def test_the_whole_criterion_equals_the_reference(
     ours, truth = (_whole(backend, seed, sizes, wanted, **options) for backend in ("native", "reference"))
     for mine, theirs in zip(ours, truth, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+@halves
+@pytest.mark.parametrize("bank", ["half", "float32", "none"])
+def test_the_whole_criterion_of_halves(dtype: torch.dtype, bank: str) -> None:
+    """As accurate as the reference: its products are PyTorch's, in the model's type."""
+    b, ds, dt, c = 32, 24, 40, 10
+    errors: dict[str, float] = {"native": 0.0, "reference": 0.0}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
+        leaves = [(torch.randn(*shape) / shape[-1] ** 0.5).to(dtype) for shape in shapes]
+        given = [features(b, dt, dtype), logits(b, c, dtype), labels(b, c)]
+        context = None if bank == "none" else features(c, ds, dtype if bank == "half" else torch.float32)
+        results = {}
+        for name in ("truth", *errors):
+            # Leaves of the truth are double; of the halves' results, those of the type.
+            cast = [x.double() if name == "truth" else x for x in leaves]
+            cast = [x.detach().requires_grad_() for x in cast]
+            f, s, adapter_weight, adapter_bias, head_weight, head_bias = cast
+            t, q, y = wide(tuple(given)) if name == "truth" else tuple(given)
+            out = F.cid_loss(
+                f, s, t, q, y,
+                adapter_weight=adapter_weight, adapter_bias=adapter_bias,
+                head_weight=head_weight, head_bias=head_bias,
+                context=context.double() if name == "truth" and context is not None else context,
+                beta=3.0, gamma=0.5, backend="reference" if name == "truth" else name,
+            )  # fmt: skip
+            if name != "truth":
+                assert out.loss.dtype == out.ce.dtype == out.kd.dtype == torch.float32
+                assert out.logits is None or out.logits.dtype == dtype
+            grads = torch.autograd.grad(out.loss, cast, allow_unused=True)
+            results[name] = [x.detach() for x in (out.loss, *grads) if x is not None]
+            assert all(g is None or g.dtype == x.dtype for g, x in zip(grads, cast, strict=True))
+        for name in errors:
+            for mine, theirs in zip(results[name], results["truth"], strict=True):
+                errors[name] += squared_error(mine, theirs)
+    assert errors["native"] ** 0.5 <= 1.1 * errors["reference"] ** 0.5, errors
 
 
 def test_the_whole_criterion_without_gradients() -> None:

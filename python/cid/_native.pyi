@@ -1,7 +1,8 @@
 """The compiled kernels: plain functions over dense CPU tensors, used by `cid.backends.native` alone.
 
-Float tensors of one call share one type, float32 or float64, and are contiguous; labels are int64. Everything is
-checked before anything is written. Outputs are written in place and never overlap an input or each other.
+Float tensors of one call share one type, float32, float64, bfloat16 or float16, and are contiguous; labels are int64.
+Losses, context weights and the sums of the context bank are float32 where that type is a half-precision one. Everything
+is checked before anything is written. Outputs are written in place and never overlap an input or each other.
 A `loss` of shape () receives the sum of the rows' losses or, where `mean` is true, their mean over the rows that count;
 one of shape (B,) each row's, as it adds to that. `grad` receives the derivative of their sum or mean and is skipped
 where it is None.

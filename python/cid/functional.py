@@ -1,11 +1,11 @@
 """The formulas of interventional distillation as pure functions.
 
 Student tensors get gradients; teacher tensors, contexts and weights never do. Float arguments of one call share one
-type and device; under autocast they are computed in float32, as PyTorch's losses are. A loss is float32, or float64
-for float64 inputs.
+type and device; half precision, and whatever comes under autocast, is computed in float32, as PyTorch's losses are. A
+loss is float32, or float64 for float64 inputs.
 
 Every function takes `backend`: `None` for the fastest that can serve the call (or the one that the environment variable
-`CID_BACKEND` names), `"native"` (Rust; float32 and float64 on the CPU) or `"reference"` (plain PyTorch, any device).
+`CID_BACKEND` names), `"native"` (Rust; on the CPU) or `"reference"` (plain PyTorch, any device).
 A named backend that can't serve the call raises `RuntimeError`.
 
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
@@ -280,7 +280,7 @@ def context_weights(
         backend: See the module.
 
     Returns:
-        The weights, shape (B,), without gradient.
+        The weights, shape (B,), without gradient; float32 for half-precision logits.
 
     Raises:
         TypeError: An argument has a wrong type or dtype.
@@ -324,7 +324,7 @@ def accumulate_context(
 
     Args:
         features: f, shape (B, D); read as detached.
-        weights: w, shape (B,), as of `context_weights`.
+        weights: w, shape (B,), as of `context_weights`; of the features' type, or float32 for half-precision features.
         target: Labels y, int64, shape (B,).
         numerator: N, shape (C, D), contiguous; of the features' type, or float32 for half-precision features.
         denominator: d, shape (C,), of the numerator's type.
@@ -347,11 +347,12 @@ def accumulate_context(
     """
     _checks.integer("ignore_index", ignore_index)
     chosen = self_checking(backend, features, weights, numerator, denominator)
-    if chosen is None:
+    # Beside half precision the others may have either of two types, which the kernel by itself does not take.
+    if chosen is None or features.dtype in _checks.HALVES:
         features, weights = _autocast(features, weights)
-        _checks.floats(features=features, weights=weights)
+        _checks.floats(features=features)
         _checks.floats(numerator=numerator, denominator=denominator)
-        _checks.as_wide("features", features, numerator=numerator, denominator=denominator)
+        _checks.as_wide("features", features, weights=weights, numerator=numerator, denominator=denominator)
         _checks.shape("numerator", numerator, ("C", "D"))
         _checks.shape("denominator", denominator, (numerator.shape[0],))
         _checks.shape("features", features, ("B", numerator.shape[1]))
@@ -400,7 +401,7 @@ def marginal_context(
     """
     _checks.temperature(temperature)
     chosen = self_checking(backend, student_logits, context)
-    if chosen is None or not _multiply(student_logits, context):
+    if chosen is None or not _multiply(student_logits, context) or _autocast_is_on(student_logits):
         student_logits, context = _autocast(student_logits, context)
         _checks.floats(student_logits=student_logits)
         _checks.as_wide("student_logits", student_logits, context=context)
@@ -412,8 +413,8 @@ def marginal_context(
 
 
 def _multiply(a: Tensor, b: Tensor) -> bool:
-    """Whether two matrices of one type have a product."""
-    return a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype
+    """Whether two matrices have a product."""
+    return a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
 
 
 def interventional_logits(
@@ -577,11 +578,13 @@ def cid_loss(
     student, teacher = (student_features, student_logits), (teacher_features, teacher_logits)
     adapter, head = (adapter_weight, adapter_bias), (head_weight, head_bias)
     if not differentiable_context and not _autocast_is_on(student_features):
-        floats = (*student, *teacher, *given.values(), *(() if context is None else (context,)))
-        whole = fused(backend, *floats)
-        if whole is not None and len({x.dtype for x in floats}) == 1:
+        whole = fused(backend, *student, *teacher, *given.values())
+        if whole is not None:
             options = CIDOptions(alpha, beta, gamma, float(temperature), ignore_index)
-            loss, terms, logits = whole.cid_loss(student, adapter, head, teacher, target, context, options)
+            marginal = None
+            if context is not None:
+                marginal = marginal_context(student_logits, context, temperature=temperature, backend=backend)
+            loss, terms, logits = whole.cid_loss(student, adapter, head, teacher, target, marginal, options)
             ce, kd, sample, class_ = terms.unbind()
             return CIDOutput(loss, ce, kd, sample, class_, logits)
 

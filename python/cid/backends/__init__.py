@@ -1,12 +1,13 @@
 """The backends that compute the formulas, and the choice among them.
 
 A backend is a module with the functions of `Backend`. `reference` is plain PyTorch and runs everywhere; `native` (Rust)
-takes float32 and float64 tensors on the CPU.
+takes float32, float64, bfloat16 and float16 tensors on the CPU.
 """
 
 import os
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cid.backends import native, reference
@@ -60,7 +61,7 @@ class Fused(Backend, Protocol):
         head: tuple[Tensor, Tensor],
         teacher: tuple[Tensor, Tensor],
         target: Tensor,
-        context: Tensor | None,
+        marginal: Tensor | None,
         options: CIDOptions,
         /,
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
@@ -77,19 +78,21 @@ def self_checking(backend: str | None, *tensors: Tensor) -> Backend | None:
     """The backend for these float tensors, if it is one that checks all arguments by itself.
 
     None sends the caller through its own checks and `select`: the careful way, for any other backend, for tensors that
-    are empty or of unusual kinds, and for what is not a tensor at all.
+    are empty, of several types or of unusual kinds, and for what is not a tensor at all.
     """
     if (backend or _DEFAULT) not in ("auto", "native") or native.refusal(tensors):
         return None
     for tensor in tensors:
-        if not tensor.numel():
+        if not tensor.numel() or tensor.dtype != tensors[0].dtype:
             return None
     return native
 
 
 def fused(backend: str | None, *tensors: Tensor) -> Fused | None:
-    """As `self_checking`, for the whole criterion."""
-    return native if self_checking(backend, *tensors) is not None else None
+    """As `self_checking`, for the whole criterion; not for float16, see `native.cid_loss`."""
+    if self_checking(backend, *tensors) is None or tensors[0].dtype == torch.float16:
+        return None
+    return native
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:

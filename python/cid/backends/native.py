@@ -1,6 +1,7 @@
 """The formulas in Rust: each loss and its gradient in one pass over the data, on PyTorch's own threads.
 
-The kernels write the gradient while a row is in cache; the backward only scales it. Float32 and float64 on the CPU.
+The kernels write the gradient while a row is in cache; the backward only scales it. Float32, float64, bfloat16 and
+float16 on the CPU; halves are read and written as they are, and computed in float32.
 """
 
 import ctypes
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cid import _native
+from cid import _checks, _native
 from cid.backends.options import CIDOptions, KDOptions
 
 _KINDS = (Tensor, torch.nn.Parameter)  # a subclass may keep its values elsewhere
-_TYPES = (torch.float32, torch.float64)
+_TYPES = _checks.FLOATS
 
 
 def _join_torch_threads() -> None:
@@ -47,7 +48,7 @@ def refusal(tensors: Iterable[Tensor]) -> str | None:
         if not tensor.is_cpu:
             return f"a tensor is on {tensor.device}, accepted: cpu"
         if tensor.dtype not in _TYPES:
-            return f"a tensor is {tensor.dtype}, accepted: torch.float32, torch.float64"
+            return f"a tensor is {tensor.dtype}, accepted: {', '.join(map(str, _TYPES))}"
         if tensor.layout is not torch.strided:
             return f"a tensor is {tensor.layout}, accepted: torch.strided"
     if torch.compiler.is_compiling():
@@ -66,6 +67,11 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()  # `contiguous` alone would keep a negative bit
 
 
+def _real(tensor: Tensor) -> torch.dtype:
+    """The type that a tensor is computed in, and that its losses have."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def _refuse_second_order() -> None:
     """`once_differentiable` would not do: it passes where only the saved gradient depends on the input."""
     if torch.is_grad_enabled():
@@ -82,7 +88,7 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
         dense = _dense(student)
-        loss, grad = dense.new_empty(shape), torch.empty_like(dense)
+        loss, grad = dense.new_empty(shape, dtype=_real(dense)), torch.empty_like(dense)
         kernel(dense, *arguments, loss, grad)
         ctx.save_for_backward(grad)
         ctx.arguments = len(arguments)
@@ -103,9 +109,14 @@ class _GradientInForward(torch.autograd.Function):
 def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
     """What `kernel` makes of these arguments, differentiable in `student`."""
     if student.requires_grad and torch.is_grad_enabled():
+        if student.dtype == torch.float16:
+            # It has no room for small gradients, which a scaled loss makes large: they must not be rounded before.
+            student, *arguments = (  # type: ignore[assignment]
+                x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x for x in (student, *arguments)
+            )
         return cast(Tensor, _GradientInForward.apply(student, shape, kernel, *arguments))
     dense = _dense(student)
-    loss = dense.new_empty(shape)
+    loss = dense.new_empty(shape, dtype=_real(dense))
     kernel(dense, *arguments, loss, None)
     return loss
 
@@ -141,7 +152,7 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
     """See `cid.functional.context_weights`."""
-    weights = teacher_logits.new_empty(teacher_logits.shape[:1])
+    weights = teacher_logits.new_empty(teacher_logits.shape[:1], dtype=_real(teacher_logits))
     _native.context_weights(_dense(teacher_logits), target.contiguous(), temperature, ignore_index, weights)
     return weights
 
@@ -150,9 +161,13 @@ def accumulate_context(
     features: Tensor, weights: Tensor, target: Tensor, ignore_index: int, numerator: Tensor, denominator: Tensor
 ) -> None:
     """See `cid.functional.accumulate_context`."""
-    _native.accumulate_context(
-        _dense(features), _dense(weights), target.contiguous(), ignore_index, numerator, denominator
-    )
+    sums = numerator, denominator
+    if features.dtype in _checks.HALVES:  # the weights and sums may be float32, as the kernel has them
+        weights, sums = weights.float(), (numerator.float(), denominator.float())
+    _native.accumulate_context(_dense(features), _dense(weights), target.contiguous(), ignore_index, *sums)
+    if sums[0] is not numerator:
+        numerator.copy_(sums[0])
+        denominator.copy_(sums[1])
 
 
 class _Softmax(torch.autograd.Function):
@@ -181,6 +196,9 @@ def _softmax(logits: Tensor, temperature: float) -> Tensor:
 
 def marginal_context(student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool) -> Tensor:
     """See `cid.functional.marginal_context`; the matrix product stays with PyTorch."""
+    if student_logits.dtype in _checks.HALVES:  # a belief rounded to half precision would cost the product its own
+        wide = marginal_context(student_logits.float(), context.float(), temperature, differentiable)
+        return wide.to(student_logits.dtype)
     if differentiable and student_logits.requires_grad and torch.is_grad_enabled():
         belief = cast(Tensor, _Softmax.apply(student_logits, temperature))
     else:
@@ -213,13 +231,13 @@ class _CID(torch.autograd.Function):
         t: Tensor,
         q: Tensor,
         y: Tensor,
-        context: Tensor | None,
+        m: Tensor | None,
         options: CIDOptions,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         needs_f, needs_s, *needs_adapter, needs_weight, needs_bias = ctx.needs_input_grad[:6]
         f, s, t, q, y = _dense(f), _dense(s), _dense(t), _dense(q), y.contiguous()
         dim = f.shape[1]
-        terms = f.new_empty(4)
+        terms = f.new_empty(4, dtype=_real(f))
         ce, kd, sample, class_ = terms.unbind()
 
         kd_grad = torch.empty_like(s) if needs_s else None
@@ -229,11 +247,10 @@ class _CID(torch.autograd.Function):
         adapted = torch.addmm(adapter_bias, f, adapter_weight.t())
         sample_grad = torch.empty_like(adapted) if needs_f or any(needs_adapter) else None
         _native.sample(adapted, t, True, sample, sample_grad)
-        m = z = z_grad = None
-        if context is None:
+        z = z_grad = None
+        if m is None:
             ce.zero_()
         else:
-            m = torch.mm(_softmax(s, options.temperature), context)
             z = torch.addmm(head_bias, f, head_weight[:, :dim].t()).addmm_(m, head_weight[:, dim:].t())
             z_grad = torch.empty_like(z) if needs_f or needs_weight or needs_bias else None
             _native.cross_entropy(z, y, options.ignore_index, ce, z_grad)
@@ -281,19 +298,20 @@ def cid_loss(
     head: tuple[Tensor, Tensor],
     teacher: tuple[Tensor, Tensor],
     target: Tensor,
-    context: Tensor | None,
+    marginal: Tensor | None,
     options: CIDOptions,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The total, its terms (ce, kd, sample, class) and z; see `cid.functional.cid_loss`.
 
-    A pair is (features, logits) or (weight, bias). The marginal context is not differentiated.
+    A pair is (features, logits) or (weight, bias). The marginal context is not differentiated. Float16 would round the
+    gradients before a scaled loss has made them large enough.
     """
-    if context is None:
+    if marginal is None:
         head = head[0].detach(), head[1].detach()  # warm-up: nothing of it reaches the loss
     trained: tuple[Tensor, ...] = (*student, *adapter, *head)
     if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
         trained = tuple(x.detach() for x in trained)
-    given = (*teacher, target, context)
+    given = (*teacher, target, marginal)
     return cast(
         tuple[Tensor, Tensor, Tensor | None],
         _CID.apply(*trained, *(x if x is None else x.detach() for x in given), options),

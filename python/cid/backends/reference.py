@@ -1,7 +1,7 @@
 """The formulas in plain PyTorch: readable, on any device and type; the truth for every fast backend.
 
-Half-precision inputs are computed in float32; losses come out in float32 (float64 for float64). Nothing here waits for
-the device. Callers have checked the arguments, but for the values of the labels.
+Half-precision inputs are computed in float32; losses and context weights come out in float32 (float64 for float64).
+Nothing here waits for the device. Callers have checked the arguments, but for the values of the labels.
 """
 
 import math
@@ -105,11 +105,11 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
-    """`softmax(q/T)[y]`, 0 for an ignored sample, in the type of the logits."""
+    """`softmax(q/T)[y]`, 0 for an ignored sample: like a loss, never in half precision."""
     labelled = _labelled(target, teacher_logits.shape[1], ignore_index)
     belief = torch.softmax(_scaled(teacher_logits.detach(), temperature), dim=1)
     own = belief.gather(1, torch.where(labelled, target, 0)[:, None]).squeeze(1)
-    return torch.where(labelled, own, 0.0).to(teacher_logits.dtype)
+    return torch.where(labelled, own, 0.0)
 
 
 def accumulate_context(

@@ -1,9 +1,34 @@
 //! What the tests of the kernels share.
 
+use crate::half::{Bf16, F16};
 use crate::simd::Element;
 
 /// Row lengths around the vectors' and the pieces'.
 pub(crate) const SIZES: [usize; 16] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 37, 129, 333, 1000, 2048, 2049, 5000];
+
+/// What the tests must know of a type.
+pub(crate) trait Tested: Element {
+    /// A factor near the lower end of the type's range, and one near the upper.
+    const FACTORS: [f64; 2] = [1e-30, 1e30];
+    /// The relative error of a store, where it rounds what has been computed.
+    const ROUNDING: f64 = 0.0;
+    /// The absolute error of a store near 0.
+    const UNDERFLOW: f64 = 0.0;
+}
+
+impl Tested for f32 {}
+
+impl Tested for f64 {}
+
+impl Tested for Bf16 {
+    const ROUNDING: f64 = 1.0 / 256.0;
+}
+
+impl Tested for F16 {
+    const FACTORS: [f64; 2] = [1e-3, 1e4];
+    const ROUNDING: f64 = 1.0 / 2048.0;
+    const UNDERFLOW: f64 = 1.0 / 33_554_432.0; // half of 2^-24
+}
 
 /// Numbers spread evenly from `-factor` to `factor`.
 pub(crate) fn random<E: Element>(len: usize, factor: f64, seed: u64) -> Vec<E> {
@@ -23,14 +48,16 @@ pub(crate) fn widen<E: Element>(slice: &[E]) -> Vec<f64> {
     slice.iter().map(|x| x.to_f64()).collect()
 }
 
-/// Equal to `tolerance`, relative to the largest of what is expected.
+/// Equal to `tolerance`, relative to the largest of what is expected, and to the rounding of the type.
 #[track_caller]
-pub(crate) fn assert_close(got: &[f64], expected: &[f64], tolerance: f64) {
+pub(crate) fn assert_close<E: Tested>(got: &[E], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     let largest = expected.iter().fold(f64::MIN_POSITIVE, |largest, x| x.abs().max(largest));
+    let bound = (tolerance + E::ROUNDING) * largest + E::UNDERFLOW;
     for (k, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let got = got.to_f64();
         let error = (got - expected).abs();
-        assert!(error <= tolerance * largest, "element {k}: {got}, not {expected} (of {largest})");
+        assert!(error <= bound, "element {k}: {got}, not {expected} (of {largest})");
     }
 }
 

@@ -28,6 +28,14 @@ macro_rules! with_element {
                 type $element = f64;
                 $call
             }
+            DType::BF16 => {
+                type $element = cid_kernels::Bf16;
+                $call
+            }
+            DType::F16 => {
+                type $element = cid_kernels::F16;
+                $call
+            }
             DType::I64 => unreachable!("floats alone were accepted"),
         }
     };
@@ -163,7 +171,7 @@ mod _native {
         let (dtype, shape) = (student.dtype(), shape(&student));
         let teacher = operands.input("teacher_logits", teacher_logits, &[dtype], &[&shape.map(Some)])?;
         let target = target.map(|target| labels(&mut operands, target, shape[0])).transpose()?;
-        let loss = LossOutput::new(&mut operands, loss, dtype, shape[0])?;
+        let loss = LossOutput::new(&mut operands, loss, dtype.real(), shape[0])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
         with_element!(dtype, E => {
             let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
@@ -192,7 +200,7 @@ mod _native {
         let logits = matrix(&mut operands, "logits", logits)?;
         let (dtype, shape) = (logits.dtype(), shape(&logits));
         let target = labels(&mut operands, target, shape[0])?;
-        let loss = operands.output("loss", loss, dtype, &[&[]])?;
+        let loss = operands.output("loss", loss, dtype.real(), &[&[]])?;
         let grad = optional_output(&mut operands, "grad", grad, &logits)?;
         with_element!(dtype, E => {
             let (logits, target) = (logits.as_slice::<E>(), target.as_slice());
@@ -217,7 +225,7 @@ mod _native {
         let student = matrix(&mut operands, "student_features", student_features)?;
         let (dtype, shape) = (student.dtype(), shape(&student));
         let teacher = operands.input("teacher_features", teacher_features, &[dtype], &[&shape.map(Some)])?;
-        let loss = LossOutput::new(&mut operands, loss, dtype, shape[0])?;
+        let loss = LossOutput::new(&mut operands, loss, dtype.real(), shape[0])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
         with_element!(dtype, E => {
             let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
@@ -242,7 +250,7 @@ mod _native {
         let (dtype, rows) = (student.dtype(), student.size(0));
         let teacher = operands.input("teacher_features", teacher_features, &[dtype], &[&[Some(rows), None]])?;
         let target = labels(&mut operands, target, rows)?;
-        let loss = operands.output("loss", loss, dtype, &[&[]])?;
+        let loss = operands.output("loss", loss, dtype.real(), &[&[]])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
         let columns = [student.size(1), teacher.size(1)];
         with_element!(dtype, E => {
@@ -304,7 +312,7 @@ mod _native {
         let teacher = matrix(&mut operands, "teacher_logits", teacher_logits)?;
         let (dtype, shape) = (teacher.dtype(), shape(&teacher));
         let target = labels(&mut operands, target, shape[0])?;
-        let out = operands.output("out", out, dtype, &[&[Some(shape[0])]])?;
+        let out = operands.output("out", out, dtype.real(), &[&[Some(shape[0])]])?;
         with_element!(dtype, E => {
             let (teacher, target, out) = (teacher.as_slice::<E>(), target.as_slice(), out.into_slice());
             run(py, teacher.len(), || {
@@ -327,10 +335,11 @@ mod _native {
         let mut operands = Operands::default();
         let features = matrix(&mut operands, "features", features)?;
         let (dtype, shape) = (features.dtype(), shape(&features));
-        let weights = operands.input("weights", weights, &[dtype], &[&[Some(shape[0])]])?;
+        let real = dtype.real();
+        let weights = operands.input("weights", weights, &[real], &[&[Some(shape[0])]])?;
         let target = labels(&mut operands, target, shape[0])?;
-        let numerator = operands.output("numerator", numerator, dtype, &[&[None, Some(shape[1])]])?;
-        let denominator = operands.output("denominator", denominator, dtype, &[&[Some(numerator.size(0))]])?;
+        let numerator = operands.output("numerator", numerator, real, &[&[None, Some(shape[1])]])?;
+        let denominator = operands.output("denominator", denominator, real, &[&[Some(numerator.size(0))]])?;
         with_element!(dtype, E => {
             let (features, weights, target) = (features.as_slice::<E>(), weights.as_slice(), target.as_slice());
             let (numerator, denominator) = (numerator.into_slice(), denominator.into_slice());

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use cid_kernels::{Bf16, F16};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -92,18 +93,24 @@ pub enum DType {
     F32,
     /// `torch.float64`
     F64,
+    /// `torch.bfloat16`
+    BF16,
+    /// `torch.float16`
+    F16,
     /// `torch.int64`
     I64,
 }
 
 /// The types of logits and features.
-pub const FLOATS: &[DType] = &[DType::F32, DType::F64];
+pub const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::BF16, DType::F16];
 
 impl DType {
     fn name(self) -> &'static str {
         match self {
             Self::F32 => "torch.float32",
             Self::F64 => "torch.float64",
+            Self::BF16 => "torch.bfloat16",
+            Self::F16 => "torch.float16",
             Self::I64 => "torch.int64",
         }
     }
@@ -112,13 +119,24 @@ impl DType {
         match dtype {
             DlDataType { code: 2, bits: 32, lanes: 1 } => Some(Self::F32),
             DlDataType { code: 2, bits: 64, lanes: 1 } => Some(Self::F64),
+            DlDataType { code: 4, bits: 16, lanes: 1 } => Some(Self::BF16),
+            DlDataType { code: 2, bits: 16, lanes: 1 } => Some(Self::F16),
             DlDataType { code: 0, bits: 64, lanes: 1 } => Some(Self::I64),
             _ => None,
         }
     }
 
+    /// The type that a float type is computed in.
+    pub fn real(self) -> Self {
+        match self {
+            Self::BF16 | Self::F16 => Self::F32,
+            _ => self,
+        }
+    }
+
     fn size(self) -> usize {
         match self {
+            Self::BF16 | Self::F16 => 2,
             Self::F32 => 4,
             Self::F64 | Self::I64 => 8,
         }
@@ -142,6 +160,14 @@ unsafe impl Scalar for f32 {
 // SAFETY: as above.
 unsafe impl Scalar for f64 {
     const DTYPE: DType = DType::F64;
+}
+// SAFETY: as above.
+unsafe impl Scalar for Bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+// SAFETY: as above.
+unsafe impl Scalar for F16 {
+    const DTYPE: DType = DType::F16;
 }
 // SAFETY: as above.
 unsafe impl Scalar for i64 {
