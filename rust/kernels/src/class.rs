@@ -1,9 +1,8 @@
 //! Class representation: the mean over classes of `||Gt - Gs||_F^2 / n^2`, with `G` the cosines within a class.
 //!
-//! No matrix of cosines is kept: a task takes a tile of samples, computes their differences `D = Gt - Gs` with one
-//! block of their class after another, and adds each block's share of the gradient while it is at hand.
-
-use std::ops::Range;
+//! Class by class: its features are normalised, `D = Gt - Gs` is computed a square at a time, below the diagonal
+//! alone, and the gradient is `D F`. A class that is a small part of the work is one task from end to end, in memory
+//! that stays in the cache of its thread; the rest are cut into tasks themselves, by the same code.
 
 use fearless_simd::prelude::*;
 
@@ -12,19 +11,21 @@ use crate::par::{self, Chunks};
 use crate::simd::{Element, MAX_LANES, Real, Sum, SumOfSquares, Vector, for_each_vector, load, splat, store};
 use crate::{Error, check_labels, check_len, check_shape};
 
-/// Samples in a task.
-const TILE: usize = 16;
-/// Samples of the class that a tile is held against at a time: their features fit the second cache.
-const BLOCK: usize = 64;
-/// Rows and columns of `D` whose dot products are accumulated at once: as many as there are registers for.
-const ROWS: usize = 4;
-const COLUMNS: usize = 2;
+/// The side of a square of `D`: a multiple of those of the two tiles below.
+const SIDE: usize = 48;
+/// Rows and columns of `D` that are accumulated at once: as many as there are registers for.
+const DOT_ROWS: usize = 4;
+const DOT_COLUMNS: usize = 3;
+/// Rows of `D F` that are accumulated at once, each in two vectors.
+const PRODUCT_ROWS: usize = 6;
 /// Rows of features are filled up with zeros to a multiple of this, so that no loop over them has a tail.
 const PADDING: usize = 2 * MAX_LANES;
 /// Features in a dot product before it goes to `f64`: bounds the rounding of wide representations.
 const RUN: usize = 512;
 /// A row's norm is taken to be at least this.
 const SMALLEST_NORM: f64 = 1e-12;
+/// A class is cut into tasks where it is more than one part in so many of the whole work.
+const PARTS: usize = 16;
 
 /// The mean over classes of two or more samples of `||Gt_k - Gs_k||_F^2 / n_k^2`, and its derivative in the
 /// student's features; 0 if there is no such class.
@@ -50,315 +51,383 @@ pub fn class<E: Element>(
     check_labels(target, None, ignore_index)?;
     let level = dispatch::level()?;
 
-    let groups = Groups::new(target, ignore_index);
-    let mut grads = grad.map(|grad| groups.rows(grad, students, samples));
-    let members = groups.members.len();
-    let tiles = members.div_ceil(TILE);
-    let elements = members * (students + teachers);
-    let mut student = Features::new(members, students);
-    let mut teacher = Features::new(members, teachers);
-    par::for_each(
-        tiles,
-        elements,
-        (student.tiles(), teacher.tiles()),
-        || (),
-        |(), tile, (student, teacher)| {
-            let members = &groups.members[tile * TILE..members.min((tile + 1) * TILE)];
-            dispatch!(level, simd => {
-                normalize(simd, student_features, students, members, student);
-                normalize(simd, teacher_features, teachers, members, teacher);
-            });
-        },
-    );
+    let inputs =
+        Inputs { student: student_features, teacher: teacher_features, layout: Layout::new(students, teachers) };
+    let mut samples = labelled(target, ignore_index, students, grad);
+    let mut classes = classes(&mut samples);
+    let share = 1.0 / classes.len() as f64;
+    let pairs = |class: &[Sample<E>]| class.len() * class.len();
+    let elements = |class: &[Sample<E>]| class.len() * inputs.layout.stride;
+    let (all_pairs, all_elements) =
+        classes.iter().fold((0, 0), |sum, (class, _)| (sum.0 + pairs(class), sum.1 + elements(class)));
+    let is_large = |class: &[Sample<E>]| class.len() > SIDE && pairs(class) * PARTS > all_pairs;
 
-    let mut losses = vec![0.0; tiles];
+    let [mut large, mut small] = [0, 0];
+    for (class, _) in &classes {
+        let most = if is_large(class) { &mut large } else { &mut small };
+        *most = class.len().max(*most);
+    }
+    if large > 0 {
+        let mut work = Work::new(large, inputs.layout);
+        for (class, loss) in classes.iter_mut().filter(|(class, _)| is_large(class)) {
+            *loss = of_class(level, &inputs, class, share, &mut work, elements(class));
+        }
+    }
     par::for_each(
-        tiles,
-        elements,
-        (Chunks::new(&mut losses, 1), grads.as_mut().map(|grads| Chunks::new(grads, TILE))),
-        || Work::new(student.stride),
-        |work, tile, (loss, grads)| {
-            let tile = tile * TILE..members.min((tile + 1) * TILE);
-            loss[0] = dispatch!(level, simd => {
-                self::tile(simd, &groups, [student.view(), teacher.view()], tile, work, grads)
-            });
+        classes.len(),
+        all_elements,
+        Chunks::new(&mut classes, 1),
+        || Work::new(small, inputs.layout),
+        |work, _, class| {
+            let (class, loss) = &mut class[0];
+            if !is_large(class) {
+                *loss = of_class(level, &inputs, class, share, work, 0);
+            }
         },
     );
-    *loss = E::Real::from_f64(losses.iter().fold(0.0, |sum, loss| sum + loss));
+    *loss = E::Real::from_f64(classes.iter().fold(0.0, |sum, (_, loss)| sum + loss));
     Ok(())
 }
 
-/// The samples that have another of their class, by class.
-struct Groups {
-    /// Samples, in their own order within a class.
-    members: Vec<usize>,
-    /// Where the class of each member stands among them.
-    classes: Vec<Range<usize>>,
-    /// The number of classes.
-    count: usize,
+/// A sample with a label.
+struct Sample<'a, E> {
+    label: i64,
+    index: usize,
+    grad: Option<&'a mut [E]>,
 }
 
-impl Groups {
-    fn new(target: &[i64], ignore_index: i64) -> Self {
-        let labelled = target.iter().enumerate().filter(|&(_, &label)| label != ignore_index);
-        let mut sorted: Vec<(i64, usize)> = labelled.map(|(sample, &label)| (label, sample)).collect();
-        sorted.sort_unstable();
-        let (mut members, mut classes, mut count) = (Vec::new(), Vec::new(), 0);
-        for class in sorted.chunk_by(|a, b| a.0 == b.0).filter(|class| class.len() > 1) {
-            let span = members.len()..members.len() + class.len();
-            members.extend(class.iter().map(|&(_, sample)| sample));
-            classes.resize(members.len(), span);
-            count += 1;
-        }
-        Self { members, classes, count }
-    }
-
-    /// The rows of the members, in their order; those of all other samples are set to 0.
-    fn rows<'a, E: Element>(&self, matrix: &'a mut [E], columns: usize, samples: usize) -> Vec<&'a mut [E]> {
-        let mut rows: Vec<Option<&mut [E]>> = if columns == 0 {
-            (0..samples).map(|_| Some(&mut [][..])).collect()
-        } else {
-            matrix.chunks_exact_mut(columns).map(Some).collect()
-        };
-        let of_members = self.members.iter().map(|&sample| rows[sample].take().expect("a sample has one class"));
-        let of_members = of_members.collect();
-        rows.into_iter().flatten().for_each(|row| row.fill(E::default()));
-        of_members
-    }
-}
-
-/// Normalised features of the members, and the norms they had.
-struct Features<R> {
-    padded: Vec<R>,
-    norms: Vec<f64>,
-    stride: usize,
-    /// The first element on a cache line's boundary.
-    start: usize,
-}
-
-impl<R: Real> Features<R> {
-    fn new(members: usize, columns: usize) -> Self {
-        const LINE: usize = 64;
-        let stride = columns.next_multiple_of(PADDING);
-        let padded = vec![R::default(); members * stride + LINE];
-        let start = padded.as_ptr().align_offset(LINE).min(LINE);
-        Self { padded, norms: vec![0.0; members], stride, start }
-    }
-
-    fn tiles(&mut self) -> (Chunks<'_, R>, Chunks<'_, f64>) {
-        let padded = &mut self.padded[self.start..][..self.norms.len() * self.stride];
-        (Chunks::new(padded, TILE * self.stride), Chunks::new(&mut self.norms, TILE))
-    }
-
-    fn view(&self) -> View<'_, R> {
-        View { padded: &self.padded[self.start..], norms: &self.norms, stride: self.stride }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct View<'a, R> {
-    padded: &'a [R],
-    norms: &'a [f64],
-    stride: usize,
-}
-
-impl<'a, R> View<'a, R> {
-    #[inline(always)]
-    fn row(self, member: usize) -> &'a [R] {
-        &self.padded[member * self.stride..][..self.stride]
-    }
-}
-
-/// Copies the rows of some members, each divided by its norm.
-#[inline(always)]
-fn normalize<S: Simd, E: Element>(
-    simd: S,
-    features: &[E],
+/// The samples that have a label; the gradients of the others are set to 0.
+fn labelled<'a, E: Element>(
+    target: &[i64],
+    ignore_index: i64,
     columns: usize,
-    members: &[usize],
-    (padded, norms): (&mut [E::Real], &mut [f64]),
-) {
-    let stride = columns.next_multiple_of(PADDING);
-    for (i, &member) in members.iter().enumerate() {
-        let row = &mut padded[i * stride..][..stride];
-        for (to, from) in row.iter_mut().zip(&features[member * columns..][..columns]) {
-            *to = E::Real::from_f64(from.to_f64());
+    mut grad: Option<&'a mut [E]>,
+) -> Vec<Sample<'a, E>> {
+    let mut samples = Vec::with_capacity(target.len());
+    for (index, &label) in target.iter().enumerate() {
+        let grad = grad.as_mut().and_then(|grad| grad.split_off_mut(..columns));
+        if label != ignore_index {
+            samples.push(Sample { label, index, grad });
+        } else if let Some(grad) = grad {
+            grad.fill(E::default());
         }
-        let mut squares = SumOfSquares::new(simd);
-        for at in (0..stride).step_by(Vector::<S, E>::LEN) {
-            squares.add::<E::Real>(load(simd, row, at));
+    }
+    samples
+}
+
+/// The samples that have another of their class, by class, each with room for its loss; the gradients of the others
+/// are set to 0.
+fn classes<'a, 'b, E: Element>(samples: &'b mut [Sample<'a, E>]) -> Vec<(&'b mut [Sample<'a, E>], f64)> {
+    samples.sort_unstable_by_key(|sample| (sample.label, sample.index));
+    let mut classes = Vec::new();
+    for class in samples.chunk_by_mut(|a, b| a.label == b.label) {
+        match class {
+            [Sample { grad, .. }] => grad.iter_mut().for_each(|grad| grad.fill(E::default())),
+            _ => classes.push((class, 0.0)),
         }
-        let norm = squares.total().sqrt();
-        norms[i] = norm;
-        let divisor = splat::<S, E::Real>(simd, if norm < SMALLEST_NORM { SMALLEST_NORM } else { norm });
-        for at in (0..stride).step_by(Vector::<S, E>::LEN) {
-            store::<S, E::Real>(load::<S, E::Real>(simd, row, at) / divisor, row, at);
-        }
+    }
+    classes
+}
+
+struct Inputs<'a, E> {
+    student: &'a [E],
+    teacher: &'a [E],
+    layout: Layout,
+}
+
+/// Where the features of a sample stand: the teacher's before the student's.
+#[derive(Clone, Copy)]
+struct Layout {
+    students: usize,
+    teachers: usize,
+    /// Where the student's begin.
+    student: usize,
+    /// Where they end.
+    end: usize,
+    /// From sample to sample: a cache line more, as a power of two would have them compete for places in the cache.
+    stride: usize,
+}
+
+impl Layout {
+    fn new(students: usize, teachers: usize) -> Self {
+        let student = teachers.next_multiple_of(PADDING);
+        let end = student + students.next_multiple_of(PADDING);
+        Self { students, teachers, student, end, stride: end + MAX_LANES }
     }
 }
 
-/// What a thread computes in.
+/// What is kept of a class.
 struct Work<R> {
-    /// `D` of some members of the tile and a block of their class.
-    differences: [[R; BLOCK]; ROWS],
-    /// `D F` of each member of the tile.
+    /// Normalised features, sample by sample.
+    features: Vec<R>,
+    /// The first of them on a cache line's boundary.
+    start: usize,
+    /// The norms that the student's had.
+    norms: Vec<f64>,
+    /// The squares of `D` on and below its diagonal, row by row.
+    differences: Vec<R>,
+    /// `||D||_F^2` of each.
+    squares: Vec<f64>,
+    /// `D F`.
     products: Vec<R>,
 }
 
 impl<R: Real> Work<R> {
-    fn new(stride: usize) -> Self {
-        Self { differences: [[R::default(); BLOCK]; ROWS], products: vec![R::default(); TILE * stride] }
+    fn new(samples: usize, layout: Layout) -> Self {
+        const LINE: usize = 64;
+        let squares = triangle(samples.div_ceil(SIDE));
+        let features = vec![R::default(); samples * layout.stride + LINE];
+        Self {
+            start: features.as_ptr().align_offset(LINE).min(LINE),
+            features,
+            norms: vec![0.0; samples],
+            differences: vec![R::default(); squares * 2 * SIDE * SIDE],
+            squares: vec![0.0; squares],
+            products: vec![R::default(); samples * (layout.end - layout.student)],
+        }
     }
 }
 
-/// The share of a tile of members in the loss, and the gradients of its rows.
-#[inline(always)]
-fn tile<S: Simd, E: Element>(
-    simd: S,
-    groups: &Groups,
-    features: [View<E::Real>; 2],
-    tile: Range<usize>,
+/// The number of squares on and below the diagonal in so many rows of them: where the next row begins.
+fn triangle(rows: usize) -> usize {
+    rows * (rows + 1) / 2
+}
+
+/// The share of a class in the loss, and its gradients.
+fn of_class<E: Element>(
+    level: fearless_simd::Level,
+    inputs: &Inputs<E>,
+    class: &mut [Sample<E>],
+    share: f64,
     work: &mut Work<E::Real>,
-    mut grads: Option<&mut [&mut [E]]>,
+    elements: usize,
 ) -> f64 {
-    let mut loss = 0.0;
-    let mut first = tile.start;
-    while first < tile.end {
-        let class = groups.classes[first].clone();
-        let last = class.end.min(tile.end);
-        let share = 1.0 / ((class.len() * class.len()) as f64 * groups.count as f64);
-        let rows = first..last;
-        loss += share * against_class(simd, features, rows.clone(), class, work, grads.is_some());
-        if let Some(grads) = grads.as_deref_mut() {
-            let student = features[0];
-            for (i, member) in rows.enumerate() {
-                let product = &work.products[i * student.stride..][..student.stride];
-                let grad = &mut *grads[member - tile.start];
-                gradient(simd, student.row(member), student.norms[member], product, -4.0 * share, grad);
-            }
-        }
-        first = last;
+    let layout = inputs.layout;
+    let (samples, strips) = (class.len(), class.len().div_ceil(SIDE));
+    let share = share / (samples * samples) as f64;
+    let features = &mut work.features[work.start..][..samples * layout.stride];
+    par::for_each(
+        strips,
+        elements,
+        (Chunks::new(features, SIDE * layout.stride), Chunks::new(&mut work.norms, SIDE)),
+        || (),
+        |(), strip, (features, norms)| {
+            let class = &class[strip * SIDE..samples.min((strip + 1) * SIDE)];
+            dispatch!(level, simd => normalize(simd, inputs, class, features, norms));
+        },
+    );
+    let features = &*features;
+    let squares = &mut work.squares[..triangle(strips)];
+    par::for_each(
+        squares.len(),
+        elements,
+        (Chunks::new(&mut work.differences, 2 * SIDE * SIDE), Chunks::new(squares, 1)),
+        || (),
+        |(), square, (differences, sum)| {
+            let row = (0..strips).rfind(|&row| triangle(row) <= square).unwrap_or(0);
+            let column = square - triangle(row);
+            sum[0] = dispatch!(level, simd => self::differences(simd, layout, features, samples, [row, column], differences));
+        },
+    );
+    let loss = share * squares.iter().fold(0.0, |sum, square| sum + square);
+    if class[0].grad.is_some() {
+        let width = layout.end - layout.student;
+        let (differences, norms) = (&work.differences, &work.norms);
+        par::for_each(
+            strips,
+            elements,
+            (Chunks::new(class, SIDE), Chunks::new(&mut work.products, SIDE * width)),
+            || (),
+            |(), strip, (class, products)| {
+                dispatch!(level, simd => {
+                    self::products(simd, layout, features, samples, differences, strip, products);
+                    let rows = features[strip * SIDE * layout.stride..].chunks_exact(layout.stride);
+                    let norms = &norms[strip * SIDE..];
+                    for (((sample, row), &norm), product) in class.iter_mut().zip(rows).zip(norms).zip(products.chunks_exact(width)) {
+                        let Some(grad) = sample.grad.as_deref_mut() else { continue };
+                        gradient(simd, &row[layout.student..layout.end], norm, product, 4.0 * share, grad);
+                    }
+                });
+            },
+        );
     }
     loss
 }
 
-/// `||D||_F^2` of some members of a class with all of it; leaves `D F` in `work.products` if it is asked for.
+/// Copies the rows of some samples, each divided by its norm.
 #[inline(always)]
-fn against_class<S: Simd, R: Real>(
+fn normalize<S: Simd, E: Element>(
     simd: S,
-    [student, teacher]: [View<R>; 2],
-    rows: Range<usize>,
-    class: Range<usize>,
-    work: &mut Work<R>,
-    products: bool,
-) -> f64 {
-    work.products.fill(R::default());
-    let mut squares = 0.0;
-    for block in class.clone().step_by(BLOCK) {
-        let block = block..class.end.min(block + BLOCK);
-        for first in rows.clone().step_by(ROWS) {
-            let count = ROWS.min(rows.end - first);
-            // Rows and columns that are not there repeat the last one, and are dropped.
-            let is: [usize; ROWS] = std::array::from_fn(|i| first + i.min(count - 1));
-            for column in block.clone().step_by(COLUMNS) {
-                let js: [usize; COLUMNS] = std::array::from_fn(|j| (column + j).min(block.end - 1));
-                let d = differences(simd, student, teacher, is, js);
-                for (i, d) in d.iter().enumerate().take(count) {
-                    for (&j, &d) in js.iter().zip(d).take(block.end - column) {
-                        work.differences[i][j - block.start] = R::from_f64(d);
-                        squares += d * d;
-                    }
-                }
-            }
-            if products {
-                let to = &mut work.products[(first - rows.start) * student.stride..];
-                add_products(simd, student, &work.differences, block.clone(), count, to);
-            }
-        }
+    inputs: &Inputs<E>,
+    class: &[Sample<E>],
+    features: &mut [E::Real],
+    norms: &mut [f64],
+) {
+    let layout = inputs.layout;
+    let rows = features.chunks_exact_mut(layout.stride);
+    for ((sample, row), norm) in class.iter().zip(rows).zip(norms) {
+        let (teacher, student) = row[..layout.end].split_at_mut(layout.student);
+        let [students, teachers] = [layout.students, layout.teachers];
+        normalize_row(simd, &inputs.teacher[sample.index * teachers..][..teachers], teacher);
+        *norm = normalize_row(simd, &inputs.student[sample.index * students..][..students], student);
     }
-    squares
 }
 
-/// `t_i . t_j - s_i . s_j` for some `i` and `j`.
+/// Copies a row divided by its norm, and returns the norm.
+#[inline(always)]
+fn normalize_row<S: Simd, E: Element>(simd: S, from: &[E], to: &mut [E::Real]) -> f64 {
+    let lanes = Vector::<S, E>::LEN;
+    let whole = from.len() - from.len() % lanes;
+    for at in (0..whole).step_by(lanes) {
+        store::<S, E::Real>(load::<S, E>(simd, from, at), to, at);
+    }
+    to[whole..].fill(E::Real::default());
+    for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+        *to = E::Real::from_f64(from.to_f64());
+    }
+    // Two sums, as one would wait for the latency of each step.
+    let mut squares = [SumOfSquares::new(simd); 2];
+    for at in (0..to.len()).step_by(2 * lanes) {
+        squares[0].add::<E::Real>(load(simd, to, at));
+        squares[1].add::<E::Real>(load(simd, to, at + lanes));
+    }
+    let norm = (squares[0].total() + squares[1].total()).sqrt();
+    let divisor = splat::<S, E::Real>(simd, if norm < SMALLEST_NORM { SMALLEST_NORM } else { norm });
+    for at in (0..to.len()).step_by(lanes) {
+        store::<S, E::Real>(load::<S, E::Real>(simd, to, at) / divisor, to, at);
+    }
+    norm
+}
+
+/// A square of `-D`; returns its share in `||D||_F^2`, with that of its mirror image.
 #[inline(always)]
 fn differences<S: Simd, R: Real>(
     simd: S,
-    student: View<R>,
-    teacher: View<R>,
-    is: [usize; ROWS],
-    js: [usize; COLUMNS],
-) -> [[f64; COLUMNS]; ROWS] {
-    let mut sums = [[0.0; COLUMNS]; ROWS];
-    add_dots(simd, teacher, is, js, R::from_f64(1.0), &mut sums);
-    add_dots(simd, student, is, js, R::from_f64(-1.0), &mut sums);
+    layout: Layout,
+    features: &[R],
+    samples: usize,
+    [row, column]: [usize; 2],
+    to: &mut [R],
+) -> f64 {
+    let rows = row * SIDE..samples.min((row + 1) * SIDE);
+    let columns = column * SIDE..samples.min((column + 1) * SIDE);
+    let mirror = if row == column { 0 } else { SIDE * SIDE };
+    let mut sum = 0.0;
+    for i in rows.clone().step_by(DOT_ROWS) {
+        // Rows and columns that are not there repeat the last one, and are dropped.
+        let is: [usize; DOT_ROWS] = std::array::from_fn(|k| (i + k).min(rows.end - 1));
+        // Of a square on the diagonal, what is above it comes from below.
+        for j in (columns.start..columns.end.min(is[DOT_ROWS - 1] + 1)).step_by(DOT_COLUMNS) {
+            let js: [usize; DOT_COLUMNS] = std::array::from_fn(|k| (j + k).min(columns.end - 1));
+            let dots = dots(simd, layout, features, is, js);
+            for (&i, dots) in is.iter().zip(&dots) {
+                for (&j, &dot) in js.iter().zip(dots) {
+                    let (i, j) = (i - rows.start, j - columns.start);
+                    let d = R::from_f64(dot);
+                    to[i * SIDE + j] = d;
+                    to[mirror + j * SIDE + i] = d;
+                }
+            }
+        }
+    }
+    for row in to.chunks_exact(SIDE).take(rows.len()) {
+        for &d in &row[..columns.len()] {
+            sum += d.to_f64() * d.to_f64();
+        }
+    }
+    if row == column { sum } else { 2.0 * sum }
+}
+
+/// `s_i . s_j - t_i . t_j` for some `i` and `j`.
+#[inline(always)]
+fn dots<S: Simd, R: Real>(
+    simd: S,
+    layout: Layout,
+    features: &[R],
+    is: [usize; DOT_ROWS],
+    js: [usize; DOT_COLUMNS],
+) -> [[f64; DOT_COLUMNS]; DOT_ROWS] {
+    let mut sums = [[0.0; DOT_COLUMNS]; DOT_ROWS];
+    for (part, sign) in [(0..layout.student, -1.0), (layout.student..layout.end, 1.0)] {
+        for run in part.clone().step_by(RUN) {
+            let run = run..part.end.min(run + RUN);
+            let a: [&[R]; DOT_ROWS] = std::array::from_fn(|k| &features[is[k] * layout.stride..][run.clone()]);
+            let b: [&[R]; DOT_COLUMNS] = std::array::from_fn(|k| &features[js[k] * layout.stride..][run.clone()]);
+            let mut dots = [[splat::<S, R>(simd, 0.0); DOT_COLUMNS]; DOT_ROWS];
+            for at in (0..run.len()).step_by(R::Native::<S>::LEN) {
+                let b: [R::Native<S>; DOT_COLUMNS] = [load(simd, b[0], at), load(simd, b[1], at), load(simd, b[2], at)];
+                for i in 0..DOT_ROWS {
+                    let a: R::Native<S> = load(simd, a[i], at);
+                    for j in 0..DOT_COLUMNS {
+                        dots[i][j] = a.mul_add(b[j], dots[i][j]);
+                    }
+                }
+            }
+            for i in 0..DOT_ROWS {
+                for j in 0..DOT_COLUMNS {
+                    sums[i][j] += sign * dots[i][j].reduce_sum().to_f64();
+                }
+            }
+        }
+    }
     sums
 }
 
-/// Adds `sign f_i . f_j` to each sum.
+/// `-D F` of a strip of samples.
 #[inline(always)]
-fn add_dots<S: Simd, R: Real>(
+fn products<S: Simd, R: Real>(
     simd: S,
-    features: View<R>,
-    is: [usize; ROWS],
-    js: [usize; COLUMNS],
-    sign: R,
-    sums: &mut [[f64; COLUMNS]; ROWS],
+    layout: Layout,
+    features: &[R],
+    samples: usize,
+    differences: &[R],
+    strip: usize,
+    to: &mut [R],
 ) {
-    let sign = sign.to_f64();
-    for run in (0..features.stride).step_by(RUN) {
-        let run = run..features.stride.min(run + RUN);
-        let a: [&[R]; ROWS] = std::array::from_fn(|i| &features.row(is[i])[run.clone()]);
-        let b: [&[R]; COLUMNS] = std::array::from_fn(|j| &features.row(js[j])[run.clone()]);
-        let mut dots = [[splat::<S, R>(simd, 0.0); COLUMNS]; ROWS];
-        let mut at = 0;
-        while at + R::Native::<S>::LEN <= run.len() {
-            let b: [R::Native<S>; COLUMNS] = [load(simd, b[0], at), load(simd, b[1], at)];
-            for i in 0..ROWS {
-                let a: R::Native<S> = load(simd, a[i], at);
-                for j in 0..COLUMNS {
-                    dots[i][j] = a.mul_add(b[j], dots[i][j]);
+    let lanes = R::Native::<S>::LEN;
+    let width = layout.end - layout.student;
+    let rows = to.len() / width.max(1);
+    for other in 0..samples.div_ceil(SIDE) {
+        let count = SIDE.min(samples - other * SIDE);
+        let square = triangle(strip.max(other)) + strip.min(other);
+        let d = &differences[(2 * square + usize::from(other < strip)) * SIDE * SIDE..][..SIDE * SIDE];
+        let f = &features[other * SIDE * layout.stride..][..count * layout.stride];
+        for first in (0..rows).step_by(PRODUCT_ROWS) {
+            for at in (0..width).step_by(2 * lanes) {
+                let sums = outer(simd, (d, SIDE, first), (f, layout.stride, layout.student + at));
+                for (i, sums) in sums.into_iter().enumerate().take(rows - first) {
+                    let to = &mut to[(first + i) * width + at..][..2 * lanes];
+                    for (k, mut sum) in sums.into_iter().enumerate() {
+                        if other > 0 {
+                            sum += load::<S, R>(simd, to, k * lanes);
+                        }
+                        store::<S, R>(sum, to, k * lanes);
+                    }
                 }
-            }
-            at += R::Native::<S>::LEN;
-        }
-        for i in 0..ROWS {
-            for j in 0..COLUMNS {
-                sums[i][j] += sign * dots[i][j].reduce_sum().to_f64();
             }
         }
     }
 }
 
-/// Adds `sum_j D_ij f_j` over a block of the class to each of `count` rows.
+/// `sum_k a_ki b_kj` over the rows of two matrices, for some columns `i` and two vectors of columns `j`.
 #[inline(always)]
-fn add_products<S: Simd, R: Real>(
+fn outer<S: Simd, R: Real>(
     simd: S,
-    student: View<R>,
-    differences: &[[R; BLOCK]; ROWS],
-    block: Range<usize>,
-    count: usize,
-    to: &mut [R],
-) {
-    let (stride, lanes) = (student.stride, R::Native::<S>::LEN);
-    for at in (0..stride).step_by(2 * lanes) {
-        let mut sums = [[splat::<S, R>(simd, 0.0); 2]; ROWS];
-        for (j, member) in block.clone().enumerate() {
-            let row = student.row(member);
-            let f: [R::Native<S>; 2] = [load(simd, row, at), load(simd, row, at + lanes)];
-            for i in 0..ROWS {
-                let d = R::Native::<S>::splat(simd, differences[i][j]);
-                for k in 0..2 {
-                    sums[i][k] = f[k].mul_add(d, sums[i][k]);
-                }
-            }
-        }
-        for (i, sums) in sums.into_iter().enumerate().take(count) {
-            for (k, sum) in sums.into_iter().enumerate() {
-                let at = i * stride + at + k * lanes;
-                store::<S, R>(load::<S, R>(simd, to, at) + sum, to, at);
+    (a, a_stride, i): (&[R], usize, usize),
+    (b, b_stride, j): (&[R], usize, usize),
+) -> [[R::Native<S>; 2]; PRODUCT_ROWS] {
+    let mut sums = [[splat::<S, R>(simd, 0.0); 2]; PRODUCT_ROWS];
+    for (a, b) in a.chunks_exact(a_stride).zip(b.chunks_exact(b_stride)) {
+        let a = &a[i..i + PRODUCT_ROWS];
+        let b: [R::Native<S>; 2] = [load(simd, b, j), load(simd, b, j + R::Native::<S>::LEN)];
+        for i in 0..PRODUCT_ROWS {
+            let a = R::Native::<S>::splat(simd, a[i]);
+            for k in 0..2 {
+                sums[i][k] = b[k].mul_add(a, sums[i][k]);
             }
         }
     }
+    sums
 }
 
 /// The gradient of a row of features from that of its normalised row `f`, which is `factor` times `g`.
