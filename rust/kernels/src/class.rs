@@ -4,11 +4,13 @@
 //! alone, and the gradient is `D F`. A class that is a small part of the work is one task from end to end, in memory
 //! that stays in the cache of its thread; the rest are cut into tasks themselves, by the same code.
 
+use std::ops::Range;
+
 use fearless_simd::prelude::*;
 
 use crate::dispatch::{self, dispatch};
 use crate::par::{self, Chunks};
-use crate::simd::{Element, MAX_LANES, Real, Sum, SumOfSquares, Vector, for_each_vector, load, splat, store};
+use crate::simd::{Element, MAX_LANES, Real, SumOfSquares, Vector, load, splat, store};
 use crate::{Error, check_labels, check_len, check_shape};
 
 /// The side of a square of `D`: a multiple of those of the two tiles below.
@@ -164,12 +166,12 @@ struct Work<R> {
     start: usize,
     /// The norms that the student's had.
     norms: Vec<f64>,
-    /// The squares of `D` on and below its diagonal, row by row.
+    /// The squares of `D` on and below its diagonal, row by row, and the mirror image of each.
     differences: Vec<R>,
     /// `||D||_F^2` of each.
     squares: Vec<f64>,
-    /// `D F`.
-    products: Vec<R>,
+    /// Of each row of each, the share in the student's normalised row times its gradient.
+    along: Vec<f64>,
 }
 
 impl<R: Real> Work<R> {
@@ -183,7 +185,7 @@ impl<R: Real> Work<R> {
             norms: vec![0.0; samples],
             differences: vec![R::default(); squares * 2 * SIDE * SIDE],
             squares: vec![0.0; squares],
-            products: vec![R::default(); samples * (layout.end - layout.student)],
+            along: vec![0.0; squares * 2 * SIDE],
         }
     }
 }
@@ -221,32 +223,31 @@ fn of_class<E: Element>(
     par::for_each(
         squares.len(),
         elements,
-        (Chunks::new(&mut work.differences, 2 * SIDE * SIDE), Chunks::new(squares, 1)),
-        || (),
-        |(), square, (differences, sum)| {
+        (
+            Chunks::new(&mut work.differences, 2 * SIDE * SIDE),
+            Chunks::new(squares, 1),
+            Chunks::new(&mut work.along, 2 * SIDE),
+        ),
+        || [E::Real::default(); 2 * SIDE * SIDE],
+        |cosines, square, (differences, sum, along)| {
             let row = (0..strips).rfind(|&row| triangle(row) <= square).unwrap_or(0);
-            let column = square - triangle(row);
-            sum[0] = dispatch!(level, simd => self::differences(simd, layout, features, samples, [row, column], differences));
+            let at = [row, square - triangle(row)];
+            sum[0] = dispatch!(level, simd => {
+                self::differences(simd, layout, features, samples, at, cosines, differences, along)
+            });
         },
     );
     let loss = share * squares.iter().fold(0.0, |sum, square| sum + square);
     if class[0].grad.is_some() {
-        let width = layout.end - layout.student;
-        let (differences, norms) = (&work.differences, &work.norms);
+        let (differences, along, norms) = (&work.differences, &work.along, &work.norms);
         par::for_each(
             strips,
             elements,
-            (Chunks::new(class, SIDE), Chunks::new(&mut work.products, SIDE * width)),
+            Chunks::new(class, SIDE),
             || (),
-            |(), strip, (class, products)| {
+            |(), strip, class| {
                 dispatch!(level, simd => {
-                    self::products(simd, layout, features, samples, differences, strip, products);
-                    let rows = features[strip * SIDE * layout.stride..].chunks_exact(layout.stride);
-                    let norms = &norms[strip * SIDE..];
-                    for (((sample, row), &norm), product) in class.iter_mut().zip(rows).zip(norms).zip(products.chunks_exact(width)) {
-                        let Some(grad) = sample.grad.as_deref_mut() else { continue };
-                        gradient(simd, &row[layout.student..layout.end], norm, product, 4.0 * share, grad);
-                    }
+                    gradients(simd, layout, features, samples, norms, differences, along, 4.0 * share, strip, class);
                 });
             },
         );
@@ -264,8 +265,7 @@ fn normalize<S: Simd, E: Element>(
     norms: &mut [f64],
 ) {
     let layout = inputs.layout;
-    let rows = features.chunks_exact_mut(layout.stride);
-    for ((sample, row), norm) in class.iter().zip(rows).zip(norms) {
+    for ((sample, row), norm) in class.iter().zip(features.chunks_exact_mut(layout.stride)).zip(norms) {
         let (teacher, student) = row[..layout.end].split_at_mut(layout.student);
         let [students, teachers] = [layout.students, layout.teachers];
         normalize_row(simd, &inputs.teacher[sample.index * teachers..][..teachers], teacher);
@@ -299,7 +299,7 @@ fn normalize_row<S: Simd, E: Element>(simd: S, from: &[E], to: &mut [E::Real]) -
     norm
 }
 
-/// A square of `-D`; returns its share in `||D||_F^2`, with that of its mirror image.
+/// A square of `-D`, its mirror image, and the sums of their rows; returns their share in `||D||_F^2`.
 #[inline(always)]
 fn differences<S: Simd, R: Real>(
     simd: S,
@@ -307,116 +307,157 @@ fn differences<S: Simd, R: Real>(
     features: &[R],
     samples: usize,
     [row, column]: [usize; 2],
+    cosines: &mut [R],
     to: &mut [R],
+    along: &mut [f64],
 ) -> f64 {
     let rows = row * SIDE..samples.min((row + 1) * SIDE);
     let columns = column * SIDE..samples.min((column + 1) * SIDE);
+    // On the diagonal a square is its own mirror image, and only what is below is computed.
     let mirror = if row == column { 0 } else { SIDE * SIDE };
-    let mut sum = 0.0;
     for i in rows.clone().step_by(DOT_ROWS) {
-        // Rows and columns that are not there repeat the last one, and are dropped.
+        // Rows and columns that are not there repeat the last one.
         let is: [usize; DOT_ROWS] = std::array::from_fn(|k| (i + k).min(rows.end - 1));
-        // Of a square on the diagonal, what is above it comes from below.
         for j in (columns.start..columns.end.min(is[DOT_ROWS - 1] + 1)).step_by(DOT_COLUMNS) {
             let js: [usize; DOT_COLUMNS] = std::array::from_fn(|k| (j + k).min(columns.end - 1));
-            let dots = dots(simd, layout, features, is, js);
-            for (&i, dots) in is.iter().zip(&dots) {
-                for (&j, &dot) in js.iter().zip(dots) {
-                    let (i, j) = (i - rows.start, j - columns.start);
-                    let d = R::from_f64(dot);
-                    to[i * SIDE + j] = d;
-                    to[mirror + j * SIDE + i] = d;
+            let teacher = dots(simd, features, layout.stride, 0..layout.student, is, js);
+            let student = dots(simd, features, layout.stride, layout.student..layout.end, is, js);
+            for k in 0..DOT_ROWS {
+                for l in 0..DOT_COLUMNS {
+                    let (i, j) = (is[k] - rows.start, js[l] - columns.start);
+                    let (cosine, difference) = (R::from_f64(student[k][l]), R::from_f64(student[k][l] - teacher[k][l]));
+                    for at in [i * SIDE + j, mirror + j * SIDE + i] {
+                        cosines[at] = cosine;
+                        to[at] = difference;
+                    }
                 }
             }
         }
     }
-    for row in to.chunks_exact(SIDE).take(rows.len()) {
-        for &d in &row[..columns.len()] {
-            sum += d.to_f64() * d.to_f64();
+    let mut squares = 0.0;
+    let counts = [rows.len(), columns.len()];
+    for (image, [count, width]) in [counts, [counts[1], counts[0]]].into_iter().enumerate().take(1 + mirror.min(1)) {
+        for i in 0..count {
+            let at = image * SIDE * SIDE + i * SIDE;
+            let (mut square, mut sum) = (0.0, 0.0);
+            for (&cosine, &difference) in cosines[at..][..width].iter().zip(&to[at..]) {
+                square += difference.to_f64() * difference.to_f64();
+                sum += cosine.to_f64() * difference.to_f64();
+            }
+            squares += square;
+            along[image * SIDE + i] = sum;
         }
     }
-    if row == column { sum } else { 2.0 * sum }
+    squares
 }
 
-/// `s_i . s_j - t_i . t_j` for some `i` and `j`.
+/// `f_i . f_j` for some `i` and `j` and a part of the features.
 #[inline(always)]
 fn dots<S: Simd, R: Real>(
     simd: S,
-    layout: Layout,
     features: &[R],
+    stride: usize,
+    part: Range<usize>,
     is: [usize; DOT_ROWS],
     js: [usize; DOT_COLUMNS],
 ) -> [[f64; DOT_COLUMNS]; DOT_ROWS] {
     let mut sums = [[0.0; DOT_COLUMNS]; DOT_ROWS];
-    for (part, sign) in [(0..layout.student, -1.0), (layout.student..layout.end, 1.0)] {
-        for run in part.clone().step_by(RUN) {
-            let run = run..part.end.min(run + RUN);
-            let a: [&[R]; DOT_ROWS] = std::array::from_fn(|k| &features[is[k] * layout.stride..][run.clone()]);
-            let b: [&[R]; DOT_COLUMNS] = std::array::from_fn(|k| &features[js[k] * layout.stride..][run.clone()]);
-            let mut dots = [[splat::<S, R>(simd, 0.0); DOT_COLUMNS]; DOT_ROWS];
-            for at in (0..run.len()).step_by(R::Native::<S>::LEN) {
-                let b: [R::Native<S>; DOT_COLUMNS] = [load(simd, b[0], at), load(simd, b[1], at), load(simd, b[2], at)];
-                for i in 0..DOT_ROWS {
-                    let a: R::Native<S> = load(simd, a[i], at);
-                    for j in 0..DOT_COLUMNS {
-                        dots[i][j] = a.mul_add(b[j], dots[i][j]);
-                    }
+    for run in part.clone().step_by(RUN) {
+        let run = run..part.end.min(run + RUN);
+        let a: [&[R]; DOT_ROWS] = std::array::from_fn(|k| &features[is[k] * stride..][run.clone()]);
+        let b: [&[R]; DOT_COLUMNS] = std::array::from_fn(|k| &features[js[k] * stride..][run.clone()]);
+        let mut dots = [[splat::<S, R>(simd, 0.0); DOT_COLUMNS]; DOT_ROWS];
+        for at in (0..run.len()).step_by(R::Native::<S>::LEN) {
+            let b: [R::Native<S>; DOT_COLUMNS] = [load(simd, b[0], at), load(simd, b[1], at), load(simd, b[2], at)];
+            for i in 0..DOT_ROWS {
+                let a: R::Native<S> = load(simd, a[i], at);
+                for j in 0..DOT_COLUMNS {
+                    dots[i][j] = a.mul_add(b[j], dots[i][j]);
                 }
             }
-            for i in 0..DOT_ROWS {
-                for j in 0..DOT_COLUMNS {
-                    sums[i][j] += sign * dots[i][j].reduce_sum().to_f64();
-                }
+        }
+        for i in 0..DOT_ROWS {
+            for j in 0..DOT_COLUMNS {
+                sums[i][j] += dots[i][j].reduce_sum().to_f64();
             }
         }
     }
     sums
 }
 
-/// `-D F` of a strip of samples.
+/// The gradients of a strip of samples: those of their normalised rows are `factor` times `-D F`.
 #[inline(always)]
-fn products<S: Simd, R: Real>(
+fn gradients<S: Simd, E: Element>(
     simd: S,
     layout: Layout,
-    features: &[R],
+    features: &[E::Real],
     samples: usize,
-    differences: &[R],
+    norms: &[f64],
+    differences: &[E::Real],
+    along: &[f64],
+    factor: f64,
     strip: usize,
-    to: &mut [R],
+    class: &mut [Sample<E>],
 ) {
-    let lanes = R::Native::<S>::LEN;
-    let width = layout.end - layout.student;
-    let rows = to.len() / width.max(1);
-    for other in 0..samples.div_ceil(SIDE) {
-        let count = SIDE.min(samples - other * SIDE);
-        let square = triangle(strip.max(other)) + strip.min(other);
-        let d = &differences[(2 * square + usize::from(other < strip)) * SIDE * SIDE..][..SIDE * SIDE];
-        let f = &features[other * SIDE * layout.stride..][..count * layout.stride];
-        for first in (0..rows).step_by(PRODUCT_ROWS) {
-            for at in (0..width).step_by(2 * lanes) {
-                let sums = outer(simd, (d, SIDE, first), (f, layout.stride, layout.student + at));
-                for (i, sums) in sums.into_iter().enumerate().take(rows - first) {
-                    let to = &mut to[(first + i) * width + at..][..2 * lanes];
-                    for (k, mut sum) in sums.into_iter().enumerate() {
-                        if other > 0 {
-                            sum += load::<S, R>(simd, to, k * lanes);
-                        }
-                        store::<S, R>(sum, to, k * lanes);
-                    }
+    let lanes = Vector::<S, E>::LEN;
+    let mut dots = [E::Real::default(); SIDE];
+    let mut slopes = [E::Real::default(); SIDE];
+    for (i, &norm) in norms[strip * SIDE..][..class.len()].iter().enumerate() {
+        // A norm that was raised is a constant.
+        if norm >= SMALLEST_NORM || norm.is_nan() {
+            let parts = (0..samples.div_ceil(SIDE)).map(|other| along[image(strip, other) * SIDE + i]);
+            dots[i] = E::Real::from_f64(-parts.fold(0.0, |sum, part| sum + part));
+        }
+        slopes[i] = E::Real::from_f64(factor / if norm < SMALLEST_NORM { SMALLEST_NORM } else { norm });
+    }
+    let own = &features[strip * SIDE * layout.stride..];
+    for at in (0..layout.students).step_by(2 * lanes) {
+        for first in (0..class.len()).step_by(PRODUCT_ROWS) {
+            let mut sums = [[splat::<S, E::Real>(simd, 0.0); 2]; PRODUCT_ROWS];
+            for i in 0..PRODUCT_ROWS.min(class.len() - first) {
+                let f = &own[(first + i) * layout.stride + layout.student + at..];
+                for k in 0..2 {
+                    let f: Vector<S, E> = load(simd, f, k * lanes);
+                    sums[i][k] = f * Vector::<S, E>::splat(simd, dots[first + i]);
+                }
+            }
+            for other in 0..samples.div_ceil(SIDE) {
+                let d = &differences[image(other, strip) * SIDE * SIDE..][..SIDE * SIDE];
+                let f = &features[other * SIDE * layout.stride..][..SIDE.min(samples - other * SIDE) * layout.stride];
+                sums = add_outer(simd, sums, (d, SIDE, first), (f, layout.stride, layout.student + at));
+            }
+            for (i, sums) in sums.into_iter().enumerate().take(class.len() - first) {
+                let Some(grad) = class[first + i].grad.as_deref_mut() else { continue };
+                let mut last = [E::default(); 2 * MAX_LANES];
+                let rest = (layout.students - at).min(2 * lanes);
+                let slope = Vector::<S, E>::splat(simd, slopes[first + i]);
+                let grad = &mut grad[at..][..rest];
+                if rest == 2 * lanes {
+                    store::<S, E>(sums[0] * slope, grad, 0);
+                    store::<S, E>(sums[1] * slope, grad, lanes);
+                } else {
+                    store::<S, E>(sums[0] * slope, &mut last, 0);
+                    store::<S, E>(sums[1] * slope, &mut last, lanes);
+                    grad.copy_from_slice(&last[..rest]);
                 }
             }
         }
     }
 }
 
-/// `sum_k a_ki b_kj` over the rows of two matrices, for some columns `i` and two vectors of columns `j`.
+/// Where a square of `D` stands, among those on and below the diagonal and their mirror images.
+fn image(row: usize, column: usize) -> usize {
+    2 * (triangle(row.max(column)) + row.min(column)) + usize::from(row < column)
+}
+
+/// Adds `sum_k a_ki b_kj` over the rows of two matrices, for some columns `i` and two vectors of columns `j`.
 #[inline(always)]
-fn outer<S: Simd, R: Real>(
+fn add_outer<S: Simd, R: Real>(
     simd: S,
+    mut sums: [[R::Native<S>; 2]; PRODUCT_ROWS],
     (a, a_stride, i): (&[R], usize, usize),
     (b, b_stride, j): (&[R], usize, usize),
 ) -> [[R::Native<S>; 2]; PRODUCT_ROWS] {
-    let mut sums = [[splat::<S, R>(simd, 0.0); 2]; PRODUCT_ROWS];
     for (a, b) in a.chunks_exact(a_stride).zip(b.chunks_exact(b_stride)) {
         let a = &a[i..i + PRODUCT_ROWS];
         let b: [R::Native<S>; 2] = [load(simd, b, j), load(simd, b, j + R::Native::<S>::LEN)];
@@ -428,34 +469,6 @@ fn outer<S: Simd, R: Real>(
         }
     }
     sums
-}
-
-/// The gradient of a row of features from that of its normalised row `f`, which is `factor` times `g`.
-#[inline(always)]
-fn gradient<S: Simd, E: Element>(simd: S, f: &[E::Real], norm: f64, g: &[E::Real], factor: f64, out: &mut [E]) {
-    let lanes = Vector::<S, E>::LEN;
-    let mut dot = 0.0;
-    // A norm that was raised is a constant.
-    if norm >= SMALLEST_NORM || norm.is_nan() {
-        let mut sum = Sum::<S, E::Real>::new(simd);
-        for_each_vector!(simd, Vector<S, E>, f.len(), [sum], |at, _counted| {
-            sum.add(load::<S, E::Real>(simd, f, at) * load::<S, E::Real>(simd, g, at));
-        });
-        dot = sum.total();
-    }
-    let dot = splat::<S, E::Real>(simd, dot);
-    let slope = splat::<S, E::Real>(simd, factor / if norm < SMALLEST_NORM { SMALLEST_NORM } else { norm });
-    for at in (0..out.len()).step_by(lanes) {
-        let row = (load::<S, E::Real>(simd, g, at) - dot * load::<S, E::Real>(simd, f, at)) * slope;
-        if at + lanes <= out.len() {
-            store::<S, E>(row, out, at);
-        } else {
-            let mut last = [E::default(); MAX_LANES];
-            store::<S, E>(row, &mut last, 0);
-            let rest = &mut out[at..];
-            rest.copy_from_slice(&last[..rest.len()]);
-        }
-    }
 }
 
 #[cfg(test)]
