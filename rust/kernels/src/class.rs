@@ -265,36 +265,49 @@ fn normalize<S: Simd, E: Element>(
     norms: &mut [f64],
 ) {
     let layout = inputs.layout;
-    for ((sample, row), norm) in class.iter().zip(features.chunks_exact_mut(layout.stride)).zip(norms) {
+    // All of them before there is anything to wait for, as they come from anywhere in memory.
+    for (sample, row) in class.iter().zip(features.chunks_exact_mut(layout.stride)) {
         let (teacher, student) = row[..layout.end].split_at_mut(layout.student);
         let [students, teachers] = [layout.students, layout.teachers];
-        normalize_row(simd, &inputs.teacher[sample.index * teachers..][..teachers], teacher);
-        *norm = normalize_row(simd, &inputs.student[sample.index * students..][..students], student);
+        copy(simd, &inputs.teacher[sample.index * teachers..][..teachers], teacher);
+        copy(simd, &inputs.student[sample.index * students..][..students], student);
+    }
+    for (row, norm) in features.chunks_exact_mut(layout.stride).zip(norms) {
+        let (teacher, student) = row[..layout.end].split_at_mut(layout.student);
+        divide_by_norm(simd, teacher);
+        *norm = divide_by_norm(simd, student);
     }
 }
 
-/// Copies a row divided by its norm, and returns the norm.
+/// Copies a row, filled up with zeros.
 #[inline(always)]
-fn normalize_row<S: Simd, E: Element>(simd: S, from: &[E], to: &mut [E::Real]) -> f64 {
+fn copy<S: Simd, E: Element>(simd: S, from: &[E], to: &mut [E::Real]) {
     let lanes = Vector::<S, E>::LEN;
-    let whole = from.len() - from.len() % lanes;
-    for at in (0..whole).step_by(lanes) {
-        store::<S, E::Real>(load::<S, E>(simd, from, at), to, at);
+    let (to, rest) = to.split_at_mut(from.len());
+    rest.fill(E::Real::default());
+    let (mut to, mut from) = (to.chunks_exact_mut(lanes), from.chunks_exact(lanes));
+    for (to, from) in to.by_ref().zip(from.by_ref()) {
+        store::<S, E::Real>(load::<S, E>(simd, from, 0), to, 0);
     }
-    to[whole..].fill(E::Real::default());
-    for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+    for (to, from) in to.into_remainder().iter_mut().zip(from.remainder()) {
         *to = E::Real::from_f64(from.to_f64());
     }
+}
+
+/// Divides a row by its norm, and returns that.
+#[inline(always)]
+fn divide_by_norm<S: Simd, R: Real>(simd: S, row: &mut [R]) -> f64 {
+    let lanes = R::Native::<S>::LEN;
     // Two sums, as one would wait for the latency of each step.
     let mut squares = [SumOfSquares::new(simd); 2];
-    for at in (0..to.len()).step_by(2 * lanes) {
-        squares[0].add::<E::Real>(load(simd, to, at));
-        squares[1].add::<E::Real>(load(simd, to, at + lanes));
+    for pair in row.chunks_exact(2 * lanes) {
+        squares[0].add::<R>(load(simd, pair, 0));
+        squares[1].add::<R>(load(simd, pair, lanes));
     }
     let norm = (squares[0].total() + squares[1].total()).sqrt();
-    let divisor = splat::<S, E::Real>(simd, if norm < SMALLEST_NORM { SMALLEST_NORM } else { norm });
-    for at in (0..to.len()).step_by(lanes) {
-        store::<S, E::Real>(load::<S, E::Real>(simd, to, at) / divisor, to, at);
+    let divisor = splat::<S, R>(simd, if norm < SMALLEST_NORM { SMALLEST_NORM } else { norm });
+    for vector in row.chunks_exact_mut(lanes) {
+        store::<S, R>(load::<S, R>(simd, vector, 0) / divisor, vector, 0);
     }
     norm
 }
