@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use fearless_simd::Level;
 use fearless_simd::prelude::*;
 
 use crate::dispatch::{self, dispatch};
@@ -26,6 +27,8 @@ const PADDING: usize = 2 * MAX_LANES;
 const RUN: usize = 512;
 /// A row's norm is taken to be at least this.
 const SMALLEST_NORM: f64 = 1e-12;
+/// The form in the features is used where there are more than so many samples to each.
+const TALL: usize = 2;
 /// A class is cut into tasks where it is more than one part in so many of the whole work.
 const PARTS: usize = 16;
 
@@ -64,29 +67,16 @@ pub fn class<E: Element>(
         classes.iter().fold((0, 0), |sum, (class, _)| (sum.0 + pairs(class), sum.1 + elements(class)));
     let is_large = |class: &[Sample<E>]| class.len() > SIDE && pairs(class) * PARTS > all_pairs;
 
-    let [mut large, mut small] = [0, 0];
-    for (class, _) in &classes {
-        let most = if is_large(class) { &mut large } else { &mut small };
-        *most = class.len().max(*most);
+    let mut work = Work::default();
+    for (class, loss) in classes.iter_mut().filter(|(class, _)| is_large(class)) {
+        *loss = of_class(level, &inputs, class, share, &mut work, elements(class));
     }
-    if large > 0 {
-        let mut work = Work::new(large, inputs.layout);
-        for (class, loss) in classes.iter_mut().filter(|(class, _)| is_large(class)) {
-            *loss = of_class(level, &inputs, class, share, &mut work, elements(class));
+    par::for_each(classes.len(), all_elements, Chunks::new(&mut classes, 1), Work::default, |work, _, class| {
+        let (class, loss) = &mut class[0];
+        if !is_large(class) {
+            *loss = of_class(level, &inputs, class, share, work, 0);
         }
-    }
-    par::for_each(
-        classes.len(),
-        all_elements,
-        Chunks::new(&mut classes, 1),
-        || Work::new(small, inputs.layout),
-        |work, _, class| {
-            let (class, loss) = &mut class[0];
-            if !is_large(class) {
-                *loss = of_class(level, &inputs, class, share, work, 0);
-            }
-        },
-    );
+    });
     *loss = E::Real::from_f64(classes.iter().fold(0.0, |sum, (_, loss)| sum + loss));
     Ok(())
 }
@@ -156,38 +146,55 @@ impl Layout {
         let end = student + students.next_multiple_of(PADDING);
         Self { students, teachers, student, end, stride: end + MAX_LANES }
     }
+
+    /// The numbers of blocks of up to `SIDE` features: the teacher's, which come first, and the student's.
+    fn blocks(self) -> [usize; 2] {
+        [self.student.div_ceil(SIDE), (self.end - self.student).div_ceil(SIDE)]
+    }
+
+    /// Where a block of features stands.
+    fn block(self, index: usize) -> Range<usize> {
+        let [teachers, _] = self.blocks();
+        let (start, end) = if index < teachers {
+            (index * SIDE, self.student)
+        } else {
+            (self.student + (index - teachers) * SIDE, self.end)
+        };
+        start..end.min(start + SIDE)
+    }
 }
 
-/// What is kept of a class.
+/// Memory for what is kept of a class: each as long as the largest class so far asked for.
+#[derive(Default)]
 struct Work<R> {
     /// Normalised features, sample by sample.
     features: Vec<R>,
-    /// The first of them on a cache line's boundary.
-    start: usize,
     /// The norms that the student's had.
     norms: Vec<f64>,
-    /// The squares of `D` on and below its diagonal, row by row, and the mirror image of each.
+    squares: Squares<R>,
+}
+
+/// What is computed of them in squares, below a diagonal alone.
+#[derive(Default)]
+struct Squares<R> {
+    /// Those of `-D` and their mirror images, where [`image`] says.
     differences: Vec<R>,
-    /// `||D||_F^2` of each.
-    squares: Vec<f64>,
-    /// Of each row of each, the share in the student's normalised row times its gradient.
+    /// Those of `U'U`, likewise.
+    products: Vec<f64>,
+    /// The share of each in the loss.
+    losses: Vec<f64>,
+    /// Of each row of each square of `-D`, its product with the student's cosines.
     along: Vec<f64>,
 }
 
-impl<R: Real> Work<R> {
-    fn new(samples: usize, layout: Layout) -> Self {
-        const LINE: usize = 64;
-        let squares = triangle(samples.div_ceil(SIDE));
-        let features = vec![R::default(); samples * layout.stride + LINE];
-        Self {
-            start: features.as_ptr().align_offset(LINE).min(LINE),
-            features,
-            norms: vec![0.0; samples],
-            differences: vec![R::default(); squares * 2 * SIDE * SIDE],
-            squares: vec![0.0; squares],
-            along: vec![0.0; squares * 2 * SIDE],
-        }
+/// So much of some memory, from a cache line's boundary.
+fn at_least<T: Clone + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+    const LINE: usize = 64;
+    if memory.len() < len + LINE {
+        *memory = vec![T::default(); len + LINE];
     }
+    let start = memory.as_ptr().align_offset(LINE).min(LINE);
+    &mut memory[start..start + len]
 }
 
 /// The number of squares on and below the diagonal in so many rows of them: where the next row begins.
@@ -195,9 +202,20 @@ fn triangle(rows: usize) -> usize {
     rows * (rows + 1) / 2
 }
 
+/// Where a square stands, among those on and below the diagonal and their mirror images.
+fn image(row: usize, column: usize) -> usize {
+    2 * (triangle(row.max(column)) + row.min(column)) + usize::from(row < column)
+}
+
+/// The row and the column of a square, of those on and below the diagonal.
+fn place(square: usize) -> [usize; 2] {
+    let row = (0..=square).rfind(|&row| triangle(row) <= square).unwrap_or(0);
+    [row, square - triangle(row)]
+}
+
 /// The share of a class in the loss, and its gradients.
 fn of_class<E: Element>(
-    level: fearless_simd::Level,
+    level: Level,
     inputs: &Inputs<E>,
     class: &mut [Sample<E>],
     share: f64,
@@ -205,41 +223,54 @@ fn of_class<E: Element>(
     elements: usize,
 ) -> f64 {
     let layout = inputs.layout;
-    let (samples, strips) = (class.len(), class.len().div_ceil(SIDE));
+    let samples = class.len();
     let share = share / (samples * samples) as f64;
-    let features = &mut work.features[work.start..][..samples * layout.stride];
+    let features = at_least(&mut work.features, samples * layout.stride);
+    let norms = at_least(&mut work.norms, samples);
     par::for_each(
-        strips,
+        samples.div_ceil(SIDE),
         elements,
-        (Chunks::new(features, SIDE * layout.stride), Chunks::new(&mut work.norms, SIDE)),
+        (Chunks::new(class, SIDE), Chunks::new(features, SIDE * layout.stride), Chunks::new(norms, SIDE)),
         || (),
-        |(), strip, (features, norms)| {
-            let class = &class[strip * SIDE..samples.min((strip + 1) * SIDE)];
+        |(), _, (class, features, norms)| {
             dispatch!(level, simd => normalize(simd, inputs, class, features, norms));
         },
     );
-    let features = &*features;
-    let squares = &mut work.squares[..triangle(strips)];
+    let is_tall = E::Real::WIDE > 1 && samples > TALL * layout.end;
+    let of_features = if is_tall { by_features } else { by_samples };
+    share * of_features(level, layout, features, norms, class, share, &mut work.squares, elements)
+}
+
+/// Both forms: `||D||_F^2`, and the gradients.
+fn by_samples<E: Element>(
+    level: Level,
+    layout: Layout,
+    features: &[E::Real],
+    norms: &[f64],
+    class: &mut [Sample<E>],
+    share: f64,
+    work: &mut Squares<E::Real>,
+    elements: usize,
+) -> f64 {
+    let (samples, strips) = (class.len(), class.len().div_ceil(SIDE));
+    let squares = triangle(strips);
+    let losses = at_least(&mut work.losses, squares);
+    let differences = at_least(&mut work.differences, squares * 2 * SIDE * SIDE);
+    let along = at_least(&mut work.along, squares * 2 * SIDE);
     par::for_each(
-        squares.len(),
+        squares,
         elements,
-        (
-            Chunks::new(&mut work.differences, 2 * SIDE * SIDE),
-            Chunks::new(squares, 1),
-            Chunks::new(&mut work.along, 2 * SIDE),
-        ),
-        || [E::Real::default(); 2 * SIDE * SIDE],
-        |cosines, square, (differences, sum, along)| {
-            let row = (0..strips).rfind(|&row| triangle(row) <= square).unwrap_or(0);
-            let at = [row, square - triangle(row)];
-            sum[0] = dispatch!(level, simd => {
-                self::differences(simd, layout, features, samples, at, cosines, differences, along)
+        (Chunks::new(differences, 2 * SIDE * SIDE), Chunks::new(losses, 1), Chunks::new(along, 2 * SIDE)),
+        || vec![E::Real::default(); if strips > 1 { 2 * SIDE * SIDE } else { 0 }],
+        |cosines, square, (differences, loss, along)| {
+            loss[0] = dispatch!(level, simd => {
+                self::differences(simd, layout, features, samples, place(square), cosines, differences, along)
             });
         },
     );
-    let loss = share * squares.iter().fold(0.0, |sum, square| sum + square);
+    let loss = losses.iter().fold(0.0, |sum, loss| sum + loss);
     if class[0].grad.is_some() {
-        let (differences, along, norms) = (&work.differences, &work.along, &work.norms);
+        let (differences, along) = (&*differences, &*along);
         par::for_each(
             strips,
             elements,
@@ -253,6 +284,58 @@ fn of_class<E: Element>(
         );
     }
     loss
+}
+
+/// The same by way of `U'U`, with the teacher's and the student's features side by side in `U`: where there are
+/// many samples to a feature.
+///
+/// With `V` for `U` with the student's features negated, `D = U V'`, and so `||D||_F^2` is the sum of the squares
+/// of `U'U`, those of a teacher's feature with a student's counted negative, and `D F` is `V (U'F)`. In both, large
+/// numbers cancel where student and teacher agree: everything from `U` on is `f64`.
+fn by_features<E: Element>(
+    level: Level,
+    layout: Layout,
+    features: &[E::Real],
+    norms: &[f64],
+    class: &mut [Sample<E>],
+    share: f64,
+    work: &mut Squares<E::Real>,
+    elements: usize,
+) -> f64 {
+    let [teachers, students] = layout.blocks();
+    let squares = triangle(teachers + students);
+    let losses = at_least(&mut work.losses, squares);
+    let products = at_least(&mut work.products, squares * 2 * SIDE * SIDE);
+    par::for_each(
+        squares,
+        elements,
+        (Chunks::new(products, 2 * SIDE * SIDE), Chunks::new(losses, 1)),
+        || vec![0.0; 2 * SIDE * SIDE],
+        |panels, square, (products, loss)| {
+            loss[0] = dispatch!(level, simd => {
+                self::products(simd, layout, features, place(square), panels, products)
+            });
+        },
+    );
+    let loss = losses.iter().fold(0.0, |sum, loss| sum + loss);
+    if class[0].grad.is_some() {
+        let products = &*products;
+        par::for_each(
+            class.len().div_ceil(SIDE),
+            elements,
+            Chunks::new(class, SIDE),
+            || vec![0.0; SIDE * SIDE * (1 + students)],
+            |rows, strip, class| {
+                let samples = strip * SIDE..strip * SIDE + class.len();
+                let features = &features[samples.start * layout.stride..samples.end * layout.stride];
+                dispatch!(level, simd => {
+                    gradients_by_features(simd, layout, features, &norms[samples], products, -4.0 * share, rows, class);
+                });
+            },
+        );
+    }
+    // Rounding must not make it negative.
+    if loss < 0.0 { 0.0 } else { loss }
 }
 
 /// Copies the rows of some samples, each divided by its norm.
@@ -320,7 +403,7 @@ fn differences<S: Simd, R: Real>(
     features: &[R],
     samples: usize,
     [row, column]: [usize; 2],
-    cosines: &mut [R],
+    scratch: &mut [R],
     to: &mut [R],
     along: &mut [f64],
 ) -> f64 {
@@ -328,6 +411,8 @@ fn differences<S: Simd, R: Real>(
     let columns = column * SIDE..samples.min((column + 1) * SIDE);
     // On the diagonal a square is its own mirror image, and only what is below is computed.
     let mirror = if row == column { 0 } else { SIDE * SIDE };
+    let (to, cosines) = if row == column { to.split_at_mut(SIDE * SIDE) } else { (to, scratch) };
+    let (to, cosines) = (&mut to[..SIDE * SIDE + mirror], &mut cosines[..SIDE * SIDE + mirror]);
     for i in rows.clone().step_by(DOT_ROWS) {
         // Rows and columns that are not there repeat the last one.
         let is: [usize; DOT_ROWS] = std::array::from_fn(|k| (i + k).min(rows.end - 1));
@@ -335,11 +420,11 @@ fn differences<S: Simd, R: Real>(
             let js: [usize; DOT_COLUMNS] = std::array::from_fn(|k| (j + k).min(columns.end - 1));
             let teacher = dots(simd, features, layout.stride, 0..layout.student, is, js);
             let student = dots(simd, features, layout.stride, layout.student..layout.end, is, js);
+            let (i, j) = (i - rows.start, j - columns.start);
             for k in 0..DOT_ROWS {
                 for l in 0..DOT_COLUMNS {
-                    let (i, j) = (is[k] - rows.start, js[l] - columns.start);
                     let (cosine, difference) = (R::from_f64(student[k][l]), R::from_f64(student[k][l] - teacher[k][l]));
-                    for at in [i * SIDE + j, mirror + j * SIDE + i] {
+                    for at in [(i + k) * SIDE + j + l, mirror + (j + l) * SIDE + i + k] {
                         cosines[at] = cosine;
                         to[at] = difference;
                     }
@@ -347,21 +432,25 @@ fn differences<S: Simd, R: Real>(
             }
         }
     }
-    let mut squares = 0.0;
+    let mut squares = SumOfSquares::new(simd);
     let counts = [rows.len(), columns.len()];
     for (image, [count, width]) in [counts, [counts[1], counts[0]]].into_iter().enumerate().take(1 + mirror.min(1)) {
+        let padded = width.next_multiple_of(R::Native::<S>::LEN);
         for i in 0..count {
             let at = image * SIDE * SIDE + i * SIDE;
-            let (mut square, mut sum) = (0.0, 0.0);
-            for (&cosine, &difference) in cosines[at..][..width].iter().zip(&to[at..]) {
-                square += difference.to_f64() * difference.to_f64();
-                sum += cosine.to_f64() * difference.to_f64();
+            let (cosines, differences) = (&mut cosines[at..][..padded], &mut to[at..][..padded]);
+            cosines[width..].fill(R::default());
+            differences[width..].fill(R::default());
+            let mut sum = splat::<S, R>(simd, 0.0);
+            for (c, d) in cosines.chunks_exact(R::Native::<S>::LEN).zip(differences.chunks_exact(R::Native::<S>::LEN)) {
+                let d: R::Native<S> = load(simd, d, 0);
+                squares.add::<R>(d);
+                sum = d.mul_add(load::<S, R>(simd, c, 0), sum);
             }
-            squares += square;
-            along[image * SIDE + i] = sum;
+            along[image * SIDE + i] = sum.reduce_sum().to_f64();
         }
     }
-    squares
+    squares.total()
 }
 
 /// `f_i . f_j` for some `i` and `j` and a part of the features.
@@ -458,11 +547,6 @@ fn gradients<S: Simd, E: Element>(
     }
 }
 
-/// Where a square of `D` stands, among those on and below the diagonal and their mirror images.
-fn image(row: usize, column: usize) -> usize {
-    2 * (triangle(row.max(column)) + row.min(column)) + usize::from(row < column)
-}
-
 /// Adds `sum_k a_ki b_kj` over the rows of two matrices, for some columns `i` and two vectors of columns `j`.
 #[inline(always)]
 fn add_outer<S: Simd, R: Real>(
@@ -482,6 +566,129 @@ fn add_outer<S: Simd, R: Real>(
         }
     }
     sums
+}
+
+/// A square of `U'U` and its mirror image; returns their share in `||D||_F^2`.
+#[inline(always)]
+fn products<S: Simd, R: Real>(
+    simd: S,
+    layout: Layout,
+    features: &[R],
+    [row, column]: [usize; 2],
+    panels: &mut [f64],
+    to: &mut [f64],
+) -> f64 {
+    let [rows, columns] = [layout.block(row), layout.block(column)];
+    let (a, b) = panels.split_at_mut(SIDE * SIDE);
+    let (to, mirror) = to.split_at_mut(SIDE * SIDE);
+    to.fill(0.0);
+    for samples in features.chunks(SIDE * layout.stride) {
+        let count = samples.len() / layout.stride;
+        for (panel, block) in [(&mut *a, &rows), (&mut *b, &columns)] {
+            for (to, from) in panel.chunks_exact_mut(SIDE).zip(samples.chunks_exact(layout.stride)) {
+                widen(simd, &from[block.clone()], to);
+            }
+        }
+        add_product(simd, &a[..count * SIDE], &b[..count * SIDE], [rows.len(), columns.len()], to, SIDE);
+    }
+    let mut squares = SumOfSquares::new(simd);
+    for (i, row) in to.chunks_exact(SIDE).enumerate().take(rows.len()) {
+        for vector in row[..columns.len()].chunks_exact(S::f64s::LEN) {
+            squares.add::<f64>(load(simd, vector, 0));
+        }
+        for (j, &x) in row.iter().enumerate() {
+            mirror[j * SIDE + i] = x;
+        }
+    }
+    let [teachers, _] = layout.blocks();
+    let sign = if (row < teachers) == (column < teachers) { 1.0 } else { -1.0 };
+    squares.total() * if row == column { sign } else { 2.0 * sign }
+}
+
+/// Copies a row to `f64`.
+#[inline(always)]
+fn widen<S: Simd, R: Real>(simd: S, from: &[R], to: &mut [f64]) {
+    let lanes = R::Native::<S>::LEN;
+    for (from, to) in from.chunks_exact(lanes).zip(to.chunks_exact_mut(lanes)) {
+        let wide = R::widen::<S>(load(simd, from, 0));
+        for (to, wide) in to.chunks_exact_mut(S::f64s::LEN).zip(wide) {
+            store::<S, f64>(wide, to, 0);
+        }
+    }
+}
+
+/// Adds `sum_k a_ki b_kj` over the rows of two squares to the elements `i, j` of a matrix.
+#[inline(always)]
+fn add_product<S: Simd>(simd: S, a: &[f64], b: &[f64], [rows, columns]: [usize; 2], to: &mut [f64], stride: usize) {
+    let lanes = S::f64s::LEN;
+    for at in (0..columns).step_by(2 * lanes) {
+        for first in (0..rows).step_by(PRODUCT_ROWS) {
+            let zero = [[S::f64s::splat(simd, 0.0); 2]; PRODUCT_ROWS];
+            let sums = add_outer::<S, f64>(simd, zero, (a, SIDE, first), (b, SIDE, at));
+            for (sums, to) in sums.into_iter().zip(to[first * stride..].chunks_mut(stride)) {
+                for (k, sum) in sums.into_iter().enumerate() {
+                    let at = at + k * lanes;
+                    store::<S, f64>(load::<S, f64>(simd, to, at) + sum, to, at);
+                }
+            }
+        }
+    }
+}
+
+/// The gradients of some samples: those of their normalised rows are `factor` times `D F`.
+#[inline(always)]
+fn gradients_by_features<S: Simd, E: Element>(
+    simd: S,
+    layout: Layout,
+    features: &[E::Real],
+    norms: &[f64],
+    products: &[f64],
+    factor: f64,
+    rows: &mut [f64],
+    class: &mut [Sample<E>],
+) {
+    let [teachers, students] = layout.blocks();
+    let (panel, rows) = rows.split_at_mut(SIDE * SIDE);
+    let width = students * SIDE;
+    rows.fill(0.0);
+    for k in 0..teachers + students {
+        let block = layout.block(k);
+        let sign = if k < teachers { 1.0 } else { -1.0 };
+        for (i, from) in features.chunks_exact(layout.stride).enumerate() {
+            for (k, from) in from[block.clone()].iter().enumerate() {
+                panel[k * SIDE + i] = sign * from.to_f64();
+            }
+        }
+        for j in 0..students {
+            let b = &products[image(k, teachers + j) * SIDE * SIDE..][..SIDE * SIDE];
+            let columns = layout.block(teachers + j).len();
+            add_product(simd, &panel[..block.len() * SIDE], b, [class.len(), columns], &mut rows[j * SIDE..], width);
+        }
+    }
+    for (((sample, row), &norm), f) in
+        class.iter_mut().zip(rows.chunks_exact(width)).zip(norms).zip(features.chunks_exact(layout.stride))
+    {
+        let Some(grad) = sample.grad.as_deref_mut() else { continue };
+        let f = &f[layout.student..layout.end];
+        let (dot, divisor) = if norm < SMALLEST_NORM { (0.0, SMALLEST_NORM) } else { (dot(f, row), norm) };
+        let slope = factor / divisor;
+        for ((grad, &g), f) in grad.iter_mut().zip(row).zip(f) {
+            *grad = E::from_f64((g - dot * f.to_f64()) * slope);
+        }
+    }
+}
+
+/// `a . b`.
+#[inline(always)]
+fn dot<R: Real>(a: &[R], b: &[f64]) -> f64 {
+    const SUMS: usize = 8;
+    let mut sums = [0.0; SUMS];
+    for (a, b) in a.chunks_exact(SUMS).zip(b.chunks_exact(SUMS)) {
+        for k in 0..SUMS {
+            sums[k] += a[k].to_f64() * b[k];
+        }
+    }
+    sums.iter().sum()
 }
 
 #[cfg(test)]
