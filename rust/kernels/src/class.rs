@@ -526,7 +526,12 @@ fn gradients<S: Simd, E: Element>(
             for other in 0..samples.div_ceil(SIDE) {
                 let d = &differences[image(other, strip) * SIDE * SIDE..][..SIDE * SIDE];
                 let f = &features[other * SIDE * layout.stride..][..SIDE.min(samples - other * SIDE) * layout.stride];
-                sums = add_outer(simd, sums, (d, SIDE, first), (f, layout.stride, layout.student + at));
+                let parts = outer(simd, (d, SIDE, first), (f, layout.stride, layout.student + at));
+                for i in 0..PRODUCT_ROWS {
+                    for k in 0..2 {
+                        sums[i][k] += parts[i][k];
+                    }
+                }
             }
             for (i, sums) in sums.into_iter().enumerate().take(class.len() - first) {
                 let Some(grad) = class[first + i].grad.as_deref_mut() else { continue };
@@ -547,14 +552,14 @@ fn gradients<S: Simd, E: Element>(
     }
 }
 
-/// Adds `sum_k a_ki b_kj` over the rows of two matrices, for some columns `i` and two vectors of columns `j`.
+/// `sum_k a_ki b_kj` over the rows of two matrices, for some columns `i` and two vectors of columns `j`.
 #[inline(always)]
-fn add_outer<S: Simd, R: Real>(
+fn outer<S: Simd, R: Real>(
     simd: S,
-    mut sums: [[R::Native<S>; 2]; PRODUCT_ROWS],
     (a, a_stride, i): (&[R], usize, usize),
     (b, b_stride, j): (&[R], usize, usize),
 ) -> [[R::Native<S>; 2]; PRODUCT_ROWS] {
+    let mut sums = [[splat::<S, R>(simd, 0.0); 2]; PRODUCT_ROWS];
     for (a, b) in a.chunks_exact(a_stride).zip(b.chunks_exact(b_stride)) {
         let a = &a[i..i + PRODUCT_ROWS];
         let b: [R::Native<S>; 2] = [load(simd, b, j), load(simd, b, j + R::Native::<S>::LEN)];
@@ -617,14 +622,13 @@ fn widen<S: Simd, R: Real>(simd: S, from: &[R], to: &mut [f64]) {
     }
 }
 
-/// Adds `sum_k a_ki b_kj` over the rows of two squares to the elements `i, j` of a matrix.
+/// `sum_k a_ki b_kj` over the rows of two squares to the elements `i, j` of a matrix.
 #[inline(always)]
 fn add_product<S: Simd>(simd: S, a: &[f64], b: &[f64], [rows, columns]: [usize; 2], to: &mut [f64], stride: usize) {
     let lanes = S::f64s::LEN;
     for at in (0..columns).step_by(2 * lanes) {
         for first in (0..rows).step_by(PRODUCT_ROWS) {
-            let zero = [[S::f64s::splat(simd, 0.0); 2]; PRODUCT_ROWS];
-            let sums = add_outer::<S, f64>(simd, zero, (a, SIDE, first), (b, SIDE, at));
+            let sums = outer::<S, f64>(simd, (a, SIDE, first), (b, SIDE, at));
             for (sums, to) in sums.into_iter().zip(to[first * stride..].chunks_mut(stride)) {
                 for (k, sum) in sums.into_iter().enumerate() {
                     let at = at + k * lanes;
