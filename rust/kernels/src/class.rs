@@ -755,6 +755,8 @@ mod tests {
                 (37, 3, 17, 129),
                 (150, 1, 40, 333),
                 (333, 200, 9, 5000),
+                (600, 2, 40, 30),
+                (600, 1, 100, 70),
             ] {
                 for factor in [1.0, 1e30, 1e-10] {
                     let s: Vec<E> = random(samples * ds, factor, 1);
@@ -782,6 +784,32 @@ mod tests {
     fn agrees_with_f64() {
         check::<f32>(1e-5);
         check::<f64>(1e-13);
+    }
+
+    /// As after a ReLU, all cosines large, and the student close to the teacher.
+    fn check_close<E: Element>(tolerance: f64) {
+        on_every_level(|| {
+            for samples in [2, 49, 100, 300] {
+                let t: Vec<f64> = random(samples * 20, 1.0, 1).into_iter().map(f64::abs).collect();
+                let s: Vec<E> =
+                    t.iter().zip(random::<f64>(t.len(), 1e-2, 2)).map(|(t, x)| E::from_f64(t + x)).collect();
+                let t: Vec<E> = t.into_iter().map(E::from_f64).collect();
+                let target = vec![3; samples];
+                let (loss, grad) = run(&s, &t, &target, [20, 20]);
+                let (expected, slope) = truth(&widen(&s), &widen(&t), &target, [20, 20]);
+                assert_close(&[loss.to_f64()], &[expected], tolerance);
+                assert_close(&widen(&grad), &slope, 5.0 * tolerance);
+                let (loss, grad) = run(&t, &t, &target, [20, 20]);
+                assert!((0.0..1e-15).contains(&loss.to_f64()));
+                assert!(widen(&grad).iter().all(|g| g.abs() < 1e-14));
+            }
+        });
+    }
+
+    #[test]
+    fn agrees_with_f64_where_features_are_close() {
+        check_close::<f32>(2e-5);
+        check_close::<f64>(1e-12);
     }
 
     #[test]
