@@ -156,7 +156,8 @@ pub(crate) fn for_each<P: Parts, T>(
             task(&mut state, index, unsafe { parts.take(index) });
         }
     };
-    match pool().filter(|_| count > 1 && elements > ALONE) {
+    // Asking for the pool is a call into PyTorch, which the smallest work would feel.
+    match (count > 1 && elements > ALONE).then(pool).flatten() {
         Some(pool) => pool.run(count, &range),
         None => range(0, count),
     }
