@@ -46,7 +46,7 @@ cargo-test: .venv/.requirements
 	cargo test --locked -p cid-kernels
 
 bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
-	python -m benches.losses
+	cid bench
 
 lock: .venv/.requirements ## Pin the newest versions of all development requirements
 	echo '# Made by `make lock` from pyproject.toml and requirements-dev.in.' > requirements-dev.txt

@@ -251,17 +251,18 @@ def test_degenerate_sizes(backend: str) -> None:
 
 
 def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta: dict[str, Any] = {"student_logits": S.to("meta"), "teacher_logits": Q.to("meta"), "target": None}
     with pytest.raises(ValueError, match=r"^backend: got 'cuda'; accepted: 'auto', 'native', 'reference'"):
         call("kd_loss", "cuda")
     with pytest.raises(RuntimeError, match=r"'native' can't take this call: a tensor is on meta, accepted: cpu"):
-        call("kd_loss", "native", student_logits=S.to("meta"), teacher_logits=Q.to("meta"))
+        call("kd_loss", "native", **meta)
     monkeypatch.setattr("cid.backends._DEFAULT", "nativ")  # what CID_BACKEND was at import
     with pytest.raises(ValueError, match=r"^CID_BACKEND: got 'nativ'"):
         call("kd_loss")
     monkeypatch.setattr("cid.backends._DEFAULT", "native")
     with pytest.raises(RuntimeError, match="'native' can't take"):
-        call("kd_loss", student_logits=S.to("meta"), teacher_logits=Q.to("meta"))
-    assert call("kd_loss", "reference", student_logits=S.to("meta"), teacher_logits=Q.to("meta")).is_meta
+        call("kd_loss", **meta)
+    assert call("kd_loss", "reference", **meta).is_meta
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

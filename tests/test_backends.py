@@ -91,7 +91,9 @@ def test_extreme_factors(term: Term, dtype: torch.dtype, factor: float) -> None:
         factor **= 0.1  # what it can hold
     inputs = tuple(x * factor if x.is_floating_point() else x for x in term.draw(33, 129, dtype))
     # What the truth itself is good to, and what the type can hold.
-    rounding = max(torch.finfo(real(dtype)).eps, 1e-14) if term.name.startswith("kd") else 0.0  # of P - Q, with both near 1/C
+    rounding = (
+        max(torch.finfo(real(dtype)).eps, 1e-14) if term.name.startswith("kd") else 0.0
+    )  # of P - Q, with both near 1/C
     info = torch.finfo(dtype)
     floor = max(rounding, info.tiny * (info.eps if dtype == torch.float16 else 1.0))
     ours, truth = term.value_and_grad(inputs, "native"), term.value_and_grad(wide(inputs), "reference")
@@ -254,8 +256,8 @@ def test_kernels_write_gradients_of_halves(dtype: torch.dtype) -> None:
         a, b, loss = s.to(cast), q.to(cast), torch.empty(5)
         grads = [torch.empty_like(a) for _ in range(5)]
         total = loss.unbind()
-        _native.kd(a, b, 4.0, 0.1, total[0], grads[0])
-        _native.sample(a, b, 0.1, total[1], grads[1])
+        _native.kd(a, b, None, 4.0, "forward", 0.5, IGNORE, True, total[0], grads[0])
+        _native.sample(a, b, True, total[1], grads[1])
         _native.class_(a, b, y % 3, IGNORE, total[2], grads[2])
         _native.cross_entropy(a, y, IGNORE, total[3], grads[3])
         _native.softmax(a, 4.0, grads[4])
@@ -266,10 +268,10 @@ def test_kernels_write_gradients_of_halves(dtype: torch.dtype) -> None:
     for grad, expected in zip(grads, wide_grads, strict=True):
         assert torch.equal(grad, expected.to(dtype))
     with pytest.raises(TypeError, match=r"^loss: dtype torch\.(bfloat16|float16) \(accepted: torch\.float32\)"):
-        _native.kd(s, q, 4.0, 1.0, torch.empty((), dtype=dtype), None)
+        _native.kd(s, q, None, 4.0, "forward", 0.5, IGNORE, True, torch.empty((), dtype=dtype), None)
     other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
     with pytest.raises(TypeError, match=r"^teacher_logits: dtype"):
-        _native.kd(s, q.to(other), 4.0, 1.0, torch.empty(()), None)
+        _native.kd(s, q.to(other), None, 4.0, "forward", 0.5, IGNORE, True, torch.empty(()), None)
 
 
 @terms

@@ -10,7 +10,11 @@ from cid import _native
 
 def test_the_stub_matches_the_module() -> None:
     stub = ast.parse((Path(cid.__file__).parent / "_native.pyi").read_text())
-    declared = {f.name: [a.arg for a in f.args.args] for f in stub.body if isinstance(f, ast.FunctionDef)}
+    declared = {
+        f.name: [a.arg for a in (*f.args.args, *filter(None, [f.args.vararg]))]
+        for f in stub.body
+        if isinstance(f, ast.FunctionDef)
+    }
     built = {
         name: list(inspect.signature(function).parameters)
         for name, function in vars(_native).items()

@@ -19,6 +19,47 @@ def use_torch_threads(parallel_for: int, get_num_threads: int) -> None:
 def run_serially() -> None:
     """Stay in the calling thread from now on: a forked child has no thread pool that works."""
 
+def plain(*tensors: object) -> bool:
+    """Whether all are contiguous CPU tensors of one float type, of PyTorch's own classes, with elements."""
+
+def cid_before(
+    student_features: Tensor,
+    student_logits: Tensor,
+    teacher_features: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: float,
+    ignore_index: int,
+    terms: Tensor,
+    kd_grad: Tensor | None,
+    class_grad: Tensor | None,
+    inputs: Tensor | None,
+    belief: Tensor | None,
+    numerator: Tensor | None,
+    denominator: Tensor | None,
+) -> None:
+    """All of the criterion that comes before its products.
+
+    kd and class into `terms` (ce, kd, sample, class), f into the left half of `inputs` (B, 2 Ds), `softmax(s/T)` into
+    `belief`; the batch's contexts are added to the sums.
+    """
+
+def cid_after(
+    adapted: Tensor,
+    teacher_features: Tensor,
+    logits: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    terms: Tensor,
+    loss: Tensor,
+    sample_grad: Tensor | None,
+    ce_grad: Tensor | None,
+) -> None:
+    """All that comes after: sample and ce (0 without logits) into `terms`, and the total into `loss`."""
+
 def kd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -31,8 +72,10 @@ def kd(
     loss: Tensor,
     grad: Tensor | None,
 ) -> None:
-    """`T^2` times a divergence ("forward", "reverse" or "js") between `softmax(s_i/T)` and `softmax(q_i/T)` of each row,
-    and its derivative in `s`; 0 where the label is `ignore_index`."""
+    """`T^2` times a divergence ("forward", "reverse" or "js") of the rows' softmaxes, and its derivative in `s`.
+
+    0 where the label is `ignore_index`.
+    """
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
     """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""

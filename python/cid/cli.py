@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cid.bench import command as bench
 from cid.train.config import METHODS, read_toml, resolve, settings
 from cid.train.errors import ConfigError, InterruptedRunError, RunError
 
@@ -164,7 +165,7 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (_register_distill, _register_eval)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (_register_distill, _register_eval, bench.register)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ A named backend that can't serve the call raises `RuntimeError`.
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -496,6 +497,7 @@ def cid_loss(
     temperature: float = 4.0,
     differentiable_context: bool = False,
     ignore_index: int = -100,
+    context_sums: tuple[Tensor, Tensor] | None = None,
     backend: str | None = None,
 ) -> CIDOutput:
     r"""All terms of interventional distillation at once.
@@ -523,11 +525,12 @@ def cid_loss(
         temperature: T of the softened logits and of the intervention.
         differentiable_context: Whether gradients flow through m into the student's logits.
         ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
+        context_sums: Numerator and denominator of `accumulate_context`, to which the batch is added in passing.
         backend: See the module.
 
     Raises:
         TypeError: An argument has a wrong type or dtype.
-        ValueError: An argument has a wrong shape, device or value, or the batch is empty.
+        ValueError: An argument has a wrong shape, device or value, or the batch is empty. Nothing has been added.
         RuntimeError: The named backend can't serve the call.
 
     Example:
@@ -548,59 +551,139 @@ def cid_loss(
 
     Source: Deng and Zhang 2021.
     """
-    for name, factor in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-        _checks.number(name, factor, low=0.0)
-    given = {"student_features": student_features, "adapter_weight": adapter_weight, "adapter_bias": adapter_bias}
-    if context is not None:
-        given |= {"head_weight": head_weight, "head_bias": head_bias}
-    _checks.floats(**dict(zip(given, _autocast(*given.values()), strict=True)))
-    _checks.tensor("student_logits", student_logits)
-    _checks.tensor("teacher_features", teacher_features)
-    _checks.shape("student_features", student_features, ("B", "Ds"))
-    batch, dim = student_features.shape
-    _checks.shape("student_logits", student_logits, (batch, "C"))
-    num_classes = student_logits.shape[1]
-    _checks.shape("teacher_features", teacher_features, (batch, "Dt"))
-    _checks.shape("adapter_weight", adapter_weight, (teacher_features.shape[1], dim))
-    _checks.shape("adapter_bias", adapter_bias, (teacher_features.shape[1],))
-    _checks.temperature(temperature)
-    _checks.integer("ignore_index", ignore_index)
-    _checks.labels("target", target, student_features)
-    if context is None:
-        # The other terms that see the labels know no number of classes.
-        _checks.label_range("target", target, num_classes, ignore_index)
-    else:
-        _checks.tensor("context", context)
-        _checks.shape("context", context, (num_classes, dim))
-        _checks.shape("head_weight", head_weight, (num_classes, 2 * dim))
-        _checks.shape("head_bias", head_bias, (num_classes,))
-
     student, teacher = (student_features, student_logits), (teacher_features, teacher_logits)
     adapter, head = (adapter_weight, adapter_bias), (head_weight, head_bias)
-    if not differentiable_context and not _autocast_is_on(student_features):
-        whole = fused(backend, *student, *teacher, *given.values())
-        if whole is not None:
-            options = CIDOptions(alpha, beta, gamma, float(temperature), ignore_index)
-            marginal = None
-            if context is not None:
-                marginal = marginal_context(student_logits, context, temperature=temperature, backend=backend)
-            loss, terms, logits = whole.cid_loss(student, adapter, head, teacher, target, marginal, options)
-            ce, kd, sample, class_ = terms.unbind()
-            return CIDOutput(loss, ce, kd, sample, class_, logits)
+    options = CIDOptions(alpha, beta, gamma, temperature, ignore_index)
+    tensors = student, teacher, target, adapter, head, context, context_sums
+    whole = None if differentiable_context else fused(backend, *student, *teacher, *adapter, *head)
+    if whole is not None and _is_usual(*tensors, options, backend):
+        loss, terms, logits = whole.cid_loss(*tensors, options)
+        ce, kd, sample, class_ = terms.unbind()
+        return CIDOutput(loss, ce, kd, sample, class_, logits)
+    _check_criterion(*tensors, options)
+    return _composed(*tensors, options, differentiable_context, backend)
 
-    kd = kd_loss(student_logits, teacher_logits, temperature=temperature, backend=backend)
-    features, weight, bias = _autocast(student_features, adapter_weight, adapter_bias)
-    sample = sample_loss(F.linear(features, weight, bias), teacher_features, backend=backend)
-    class_ = class_loss(student_features, teacher_features, target, ignore_index=ignore_index, backend=backend)
+
+_Pair = tuple[Tensor, Tensor]
+
+
+def _is_usual(
+    student: _Pair,
+    teacher: _Pair,
+    target: Tensor,
+    adapter: _Pair,
+    head: _Pair,
+    context: Tensor | None,
+    context_sums: _Pair | None,
+    options: CIDOptions,
+    backend: str | None,
+) -> bool:
+    """Whether all is well that a fused backend does not check: `_check_criterion` in a tenth of its time.
+
+    Its gradients are written in the forward, in the type of the inputs: in float16 too much would be lost before a
+    `GradScaler`'s factor could save it.
+    """
+    (features, logits), teacher_features = student, teacher[0]
+    if features.dtype == torch.float16 or not features.ndim == logits.ndim == teacher_features.ndim == 2:
+        return False
+    dim, num_classes, teacher_dim = features.shape[1], logits.shape[1], teacher_features.shape[1]
+    if adapter[0].shape != (teacher_dim, dim) or adapter[1].shape != (teacher_dim,):
+        return False
+    if context is not None and not (
+        self_checking(backend, context)
+        and context.shape == (num_classes, dim)
+        and context.dtype in (features.dtype, torch.float32)
+        and head[0].shape == (num_classes, 2 * dim)
+        and head[1].shape == (num_classes,)
+    ):
+        return False
+    if context_sums is not None and (context_sums[0].requires_grad or context_sums[1].requires_grad):
+        return False
+    *factors, temperature, ignore_index = options
+    return (
+        all(type(x) in (float, int) and 0.0 <= x < math.inf for x in factors)
+        and type(temperature) in (float, int)
+        and 1e-30 <= temperature <= 1e30
+        and type(ignore_index) is int
+        and type(target) is Tensor
+        and target.is_cpu
+        and target.is_contiguous()
+        and not _autocast_is_on(features)
+    )
+
+
+def _check_criterion(
+    student: _Pair,
+    teacher: _Pair,
+    target: Tensor,
+    adapter: _Pair,
+    head: _Pair,
+    context: Tensor | None,
+    context_sums: _Pair | None,
+    options: CIDOptions,
+) -> None:
+    """Check what the terms, called one by one, would call by other names, or find too late."""
+    for name in ("alpha", "beta", "gamma"):
+        _checks.number(name, getattr(options, name), low=0.0)
+    features, logits = student
+    given = {"student_features": features, "adapter_weight": adapter[0], "adapter_bias": adapter[1]}
+    if context is not None:
+        given |= {"head_weight": head[0], "head_bias": head[1]}
+    _checks.floats(**dict(zip(given, _autocast(*given.values()), strict=True)))
+    _checks.tensor("student_logits", logits)
+    _checks.tensor("teacher_features", teacher[0])
+    _checks.shape("student_features", features, ("B", "Ds"))
+    batch, dim = features.shape
+    _checks.shape("student_logits", logits, (batch, "C"))
+    num_classes = logits.shape[1]
+    _checks.shape("teacher_features", teacher[0], (batch, "Dt"))
+    _checks.shape("adapter_weight", adapter[0], (teacher[0].shape[1], dim))
+    _checks.shape("adapter_bias", adapter[1], (teacher[0].shape[1],))
+    _checks.temperature(options.temperature)
+    _checks.integer("ignore_index", options.ignore_index)
+    _checks.labels("target", target, features)
+    if context is None or context_sums is not None:
+        # The other terms that see the labels know no number of classes, or come too late.
+        _checks.label_range("target", target, num_classes, options.ignore_index)
+    if context is not None:
+        _checks.tensor("context", context)
+        _checks.shape("context", context, (num_classes, dim))
+        _checks.shape("head_weight", head[0], (num_classes, 2 * dim))
+        _checks.shape("head_bias", head[1], (num_classes,))
+
+
+def _composed(
+    student: _Pair,
+    teacher: _Pair,
+    target: Tensor,
+    adapter: _Pair,
+    head: _Pair,
+    context: Tensor | None,
+    context_sums: _Pair | None,
+    options: CIDOptions,
+    differentiable_context: bool,
+    backend: str | None,
+) -> CIDOutput:
+    """The criterion as the sum of its terms."""
+    alpha, beta, gamma, temperature, ignore_index = options
+    kd = kd_loss(student[1], teacher[1], temperature=temperature, backend=backend)
+    features, weight, bias = _autocast(student[0], *adapter)
+    sample = sample_loss(F.linear(features, weight, bias), teacher[0], backend=backend)
+    class_ = class_loss(student[0], teacher[0], target, ignore_index=ignore_index, backend=backend)
     if context is None:
         logits, ce = None, torch.zeros_like(kd)
     else:
         logits = interventional_logits(
-            student_features, student_logits, context, head_weight, head_bias,
-            temperature=temperature, differentiable=differentiable_context, backend=backend,
-        )  # fmt: skip
+            *student, context, *head, temperature=temperature, differentiable=differentiable_context, backend=backend
+        )
         (wide,) = _autocast(logits)
         ce = select(backend, wide).cross_entropy(wide, target, ignore_index)
+    if context_sums is not None:
+        with torch.no_grad():
+            weights = context_weights(
+                teacher[1], target, temperature=temperature, ignore_index=ignore_index, backend=backend
+            )
+            accumulate_context(student[0], weights, target, *context_sums, ignore_index=ignore_index, backend=backend)
     loss = alpha * (ce + kd) + beta * sample + gamma * class_
     return CIDOutput(
         loss,

@@ -261,7 +261,8 @@ class CIDLoss(nn.Module):
             TypeError: An argument has a wrong type or dtype.
             ValueError: An argument has a wrong shape, device or value; nothing has been gathered.
         """
-        output = F.cid_loss(
+        gathering = self.training and self._epoch >= self.warmup_epochs - 1
+        return F.cid_loss(
             student_features,
             student_logits,
             teacher_features,
@@ -278,11 +279,9 @@ class CIDLoss(nn.Module):
             temperature=self.temperature,
             differentiable_context=self.head.differentiable,
             ignore_index=self.ignore_index,
+            context_sums=(self.bank.numerator, self.bank.denominator) if gathering else None,
             backend=self.backend,
         )
-        if self.training and self._epoch >= self.warmup_epochs - 1:
-            self.bank.update(student_features, teacher_logits, target)
-        return output
 
     def predict(self, student_features: Tensor, student_logits: Tensor) -> Tensor:
         """The interventional logits z, shape (B, C), with which the student predicts after training."""

@@ -7,7 +7,6 @@ takes float32, float64, bfloat16 and float16 tensors on the CPU.
 import os
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from cid.backends import native, reference
@@ -57,11 +56,12 @@ class Fused(Backend, Protocol):
     def cid_loss(
         self,
         student: tuple[Tensor, Tensor],
-        adapter: tuple[Tensor, Tensor],
-        head: tuple[Tensor, Tensor],
         teacher: tuple[Tensor, Tensor],
         target: Tensor,
-        marginal: Tensor | None,
+        adapter: tuple[Tensor, Tensor],
+        head: tuple[Tensor, Tensor],
+        context: Tensor | None,
+        context_sums: tuple[Tensor, Tensor] | None,
         options: CIDOptions,
         /,
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
@@ -74,25 +74,18 @@ BACKENDS: dict[str, Backend] = {"native": native, "reference": reference}
 _DEFAULT = os.environ.get("CID_BACKEND") or "auto"
 
 
-def self_checking(backend: str | None, *tensors: Tensor) -> Backend | None:
+def self_checking(backend: str | None, *tensors: object) -> Backend | None:
     """The backend for these float tensors, if it is one that checks all arguments by itself.
 
     None sends the caller through its own checks and `select`: the careful way, for any other backend, for tensors that
     are empty, of several types or of unusual kinds, and for what is not a tensor at all.
     """
-    if (backend or _DEFAULT) not in ("auto", "native") or native.refusal(tensors):
-        return None
-    for tensor in tensors:
-        if not tensor.numel() or tensor.dtype != tensors[0].dtype:
-            return None
-    return native
+    return fused(backend, *tensors)
 
 
-def fused(backend: str | None, *tensors: Tensor) -> Fused | None:
-    """As `self_checking`, for the whole criterion; not for float16, see `native.cid_loss`."""
-    if self_checking(backend, *tensors) is None or tensors[0].dtype == torch.float16:
-        return None
-    return native
+def fused(backend: str | None, *tensors: object) -> Fused | None:
+    """As `self_checking`, for the whole criterion."""
+    return native if (backend or _DEFAULT) in ("auto", "native") and native.takes(*tensors) else None
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:

@@ -5,7 +5,6 @@ float16 on the CPU; halves are read and written as they are, and computed in flo
 """
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -51,6 +50,11 @@ def refusal(tensors: Iterable[Tensor]) -> str | None:
             return f"a tensor is {tensor.dtype}, accepted: {', '.join(map(str, _TYPES))}"
         if tensor.layout is not torch.strided:
             return f"a tensor is {tensor.layout}, accepted: torch.strided"
+    return _transform()
+
+
+def _transform() -> str | None:
+    """What there is, if anything, that must see PyTorch's own operations."""
     if torch.compiler.is_compiling():
         return "it is being traced by torch.compile"
     if torch._C._are_functorch_transforms_active():
@@ -58,6 +62,11 @@ def refusal(tensors: Iterable[Tensor]) -> str | None:
     if forward_ad._current_level >= 0:
         return "it runs under forward-mode differentiation"
     return None
+
+
+def takes(*tensors: object) -> bool:
+    """Whether these are float tensors that the kernels can read as they are, and may."""
+    return _transform() is None and _native.plain(*tensors)
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -206,17 +215,12 @@ def marginal_context(student_logits: Tensor, context: Tensor, temperature: float
     return torch.mm(belief, context.detach() if context.requires_grad else context)
 
 
-@functools.lru_cache(maxsize=64)
-def _factors(alpha: float, beta: float, gamma: float, dtype: torch.dtype) -> Tensor:
-    """The weights of ce, kd, sample and class. Kept, as a new tensor costs as much as a kernel on a small batch."""
-    return torch.tensor([alpha, alpha, beta, gamma], dtype=dtype)
-
-
 class _CID(torch.autograd.Function):
-    """All terms as one node.
+    """All terms as one node: two calls of kernels, before the products that PyTorch computes and after them.
 
-    The kernels write their gradients in the forward; the products with them, which PyTorch computes, wait for a
-    backward, and scalar factors ride along in them.
+    The kernels write their gradients in the forward; the products with them wait for a backward, and scalar factors
+    ride along in them. Of the size of the logits it allocates, beside z and the gradient in s, one matrix: first the
+    student's belief, then the gradient in z.
     """
 
     @staticmethod
@@ -231,50 +235,55 @@ class _CID(torch.autograd.Function):
         t: Tensor,
         q: Tensor,
         y: Tensor,
-        m: Tensor | None,
+        context: Tensor | None,
+        context_sums: tuple[Tensor, Tensor] | None,
         options: CIDOptions,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        needs_f, needs_s, *needs_adapter, needs_weight, needs_bias = ctx.needs_input_grad[:6]
-        f, s, t, q, y = _dense(f), _dense(s), _dense(t), _dense(q), y.contiguous()
-        dim = f.shape[1]
+        needs_f, needs_s, needs_adapter_weight, needs_adapter_bias, needs_weight, needs_bias = ctx.needs_input_grad[:6]
         terms = f.new_empty(4, dtype=_real(f))
-        ce, kd, sample, class_ = terms.unbind()
-
+        loss = terms.new_empty(())
         kd_grad = torch.empty_like(s) if needs_s else None
-        _native.kd(s, q, None, options.temperature, "forward", 0.5, options.ignore_index, True, kd, kd_grad)
         class_grad = torch.empty_like(f) if needs_f else None
-        _native.class_(f, t, y, options.ignore_index, class_, class_grad)
+        x = belief = z = z_grad = None
+        if context is not None:
+            x, belief = f.new_empty(f.shape[0], 2 * f.shape[1]), torch.empty_like(s)
+        numerator, denominator = context_sums or (None, None)
+        _native.cid_before(
+            f, s, t, q, y, options.temperature, options.ignore_index,
+            terms, kd_grad, class_grad, x, belief, numerator, denominator,
+        )  # fmt: skip
         adapted = torch.addmm(adapter_bias, f, adapter_weight.t())
-        sample_grad = torch.empty_like(adapted) if needs_f or any(needs_adapter) else None
-        _native.sample(adapted, t, True, sample, sample_grad)
-        z = z_grad = None
-        if m is None:
-            ce.zero_()
-        else:
-            z = torch.addmm(head_bias, f, head_weight[:, :dim].t()).addmm_(m, head_weight[:, dim:].t())
-            z_grad = torch.empty_like(z) if needs_f or needs_weight or needs_bias else None
-            _native.cross_entropy(z, y, options.ignore_index, ce, z_grad)
-
-        loss = terms.dot(_factors(options.alpha, options.beta, options.gamma, terms.dtype))
+        sample_grad = torch.empty_like(adapted) if needs_f or needs_adapter_weight or needs_adapter_bias else None
+        if context is not None and x is not None and belief is not None:
+            m = x[:, f.shape[1] :]
+            if s.dtype == context.dtype and s.dtype not in _checks.HALVES:
+                torch.mm(belief, context, out=m)
+            else:
+                m.copy_(marginal_context(s, context, options.temperature, False))
+            z = torch.addmm(head_bias, x, head_weight.t())  # W f and W m at once
+            z_grad = belief if needs_f or needs_weight or needs_bias else None
+        _native.cid_after(
+            adapted, t, z, y, options.ignore_index, options.alpha, options.beta, options.gamma,
+            terms, loss, sample_grad, z_grad,
+        )  # fmt: skip
         ctx.mark_non_differentiable(*(x for x in (terms, z) if x is not None))
         ctx.options = options
-        ctx.save_for_backward(f, m, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad)
+        ctx.save_for_backward(f, x, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad)
         return loss, terms, z
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_order()
-        f, m, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad = ctx.saved_tensors
+        f, x, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad = ctx.saved_tensors
         needs_f, needs_s, needs_adapter_weight, needs_adapter_bias, needs_weight, needs_bias = ctx.needs_input_grad[:6]
-        dim = f.shape[1]
         g = grad_output.item()
-        alpha, beta, gamma = (g * factor for factor in (ctx.options.alpha, ctx.options.beta, ctx.options.gamma))
+        alpha, beta, gamma = g * ctx.options.alpha, g * ctx.options.beta, g * ctx.options.gamma
 
         grad_f = grad_s = grad_adapter_weight = grad_adapter_bias = grad_weight = grad_bias = None
         if needs_f:
             grad_f = torch.addmm(class_grad, sample_grad, adapter_weight, beta=gamma, alpha=beta)
             if z_grad is not None:
-                grad_f.addmm_(z_grad, head_weight[:, :dim], alpha=alpha)
+                grad_f.addmm_(z_grad, head_weight[:, : f.shape[1]], alpha=alpha)
         if needs_s:
             grad_s = kd_grad if alpha == 1.0 else kd_grad * alpha
         if needs_adapter_weight:
@@ -282,37 +291,37 @@ class _CID(torch.autograd.Function):
         if needs_adapter_bias:
             grad_adapter_bias = sample_grad.sum(0).mul_(beta)
         if needs_weight and z_grad is not None:
-            grad_weight = torch.empty_like(head_weight)
-            for half, features in ((slice(None, dim), f), (slice(dim, None), m)):
-                to = grad_weight[:, half]
-                torch.addmm(to, z_grad.t(), features, beta=0, alpha=alpha, out=to)
+            grad_weight = torch.addmm(head_weight, z_grad.t(), x, beta=0, alpha=alpha)
         if needs_bias and z_grad is not None:
             grad_bias = z_grad.sum(0).mul_(alpha)
-        rest = (None,) * 5
+        rest = (None,) * 6
         return grad_f, grad_s, grad_adapter_weight, grad_adapter_bias, grad_weight, grad_bias, *rest
 
 
 def cid_loss(
     student: tuple[Tensor, Tensor],
-    adapter: tuple[Tensor, Tensor],
-    head: tuple[Tensor, Tensor],
     teacher: tuple[Tensor, Tensor],
     target: Tensor,
-    marginal: Tensor | None,
+    adapter: tuple[Tensor, Tensor],
+    head: tuple[Tensor, Tensor],
+    context: Tensor | None,
+    context_sums: tuple[Tensor, Tensor] | None,
     options: CIDOptions,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The total, its terms (ce, kd, sample, class) and z; see `cid.functional.cid_loss`.
 
-    A pair is (features, logits) or (weight, bias). The marginal context is not differentiated. Float16 would round the
-    gradients before a scaled loss has made them large enough.
+    A pair is (features, logits) or (weight, bias); the tensors are as `takes` has them. The marginal context is not
+    differentiated. Not for float16, of whose gradients too much would be lost before a factor could save it.
     """
-    if marginal is None:
+    if context is None:
         head = head[0].detach(), head[1].detach()  # warm-up: nothing of it reaches the loss
     trained: tuple[Tensor, ...] = (*student, *adapter, *head)
     if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
         trained = tuple(x.detach() for x in trained)
-    given = (*teacher, target, marginal)
+    given = (*teacher, target, context)
     return cast(
         tuple[Tensor, Tensor, Tensor | None],
-        _CID.apply(*trained, *(x if x is None else x.detach() for x in given), options),
+        _CID.apply(
+            *trained, *(x if x is None or not x.requires_grad else x.detach() for x in given), context_sums, options
+        ),
     )

@@ -8,6 +8,7 @@
 
 mod class;
 mod context;
+pub mod criterion;
 mod cross_entropy;
 pub mod dispatch;
 mod exp;

@@ -7,9 +7,11 @@ mod tensor;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use cid_kernels::criterion::{After, Batch, Before, ContextSums, Sizes, Weights};
 use cid_kernels::{Divergence, Error, Loss, Real, Reduction};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use tensor::{DType, FLOATS, Input, Operands, Output, Scalar};
 
@@ -140,6 +142,123 @@ mod _native {
     #[pyfunction]
     fn run_serially() {
         cid_kernels::par::run_serially();
+    }
+
+    /// Whether all are dense CPU tensors of one float type, of PyTorch's own classes, with elements.
+    #[pyfunction]
+    #[pyo3(signature = (*tensors))]
+    fn plain(tensors: &Bound<'_, PyTuple>) -> PyResult<bool> {
+        tensor::plain(tensors)
+    }
+
+    /// All of the criterion that comes before its products.
+    #[pyfunction]
+    fn cid_before(
+        py: Python<'_>,
+        student_features: &Bound<'_, PyAny>,
+        student_logits: &Bound<'_, PyAny>,
+        teacher_features: &Bound<'_, PyAny>,
+        teacher_logits: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        temperature: f64,
+        ignore_index: i64,
+        terms: &Bound<'_, PyAny>,
+        kd_grad: Option<&Bound<'_, PyAny>>,
+        class_grad: Option<&Bound<'_, PyAny>>,
+        inputs: Option<&Bound<'_, PyAny>>,
+        belief: Option<&Bound<'_, PyAny>>,
+        numerator: Option<&Bound<'_, PyAny>>,
+        denominator: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let f = matrix(&mut operands, "student_features", student_features)?;
+        let (dtype, [rows, dim]) = (f.dtype(), shape(&f));
+        let s = operands.input("student_logits", student_logits, &[dtype], &[&[Some(rows), None]])?;
+        let t = operands.input("teacher_features", teacher_features, &[dtype], &[&[Some(rows), None]])?;
+        let logits = shape(&s).map(Some);
+        let q = operands.input("teacher_logits", teacher_logits, &[dtype], &[&logits])?;
+        let y = labels(&mut operands, target, rows)?;
+        let real = dtype.real();
+        let terms = operands.output("terms", terms, real, &[&[Some(4)]])?;
+        let kd_grad = optional_output(&mut operands, "kd_grad", kd_grad, &s)?;
+        let class_grad = optional_output(&mut operands, "class_grad", class_grad, &f)?;
+        let wide = [Some(rows), Some(2 * dim)];
+        let mut optional = |argument, object: Option<_>, dtype, shape: &[Option<usize>]| {
+            object.map(|object| operands.output(argument, object, dtype, &[shape])).transpose()
+        };
+        let inputs = optional("inputs", inputs, dtype, &wide)?;
+        let belief = optional("belief", belief, dtype, &logits)?;
+        let numerator = optional("context_sums", numerator, real, &[logits[1], Some(dim)])?;
+        let denominator = optional("context_sums", denominator, real, &[logits[1]])?;
+        let sizes = Sizes { samples: rows, classes: s.size(1), students: dim, teachers: t.size(1) };
+        with_element!(dtype, E => {
+            let batch = Batch {
+                student_features: f.as_slice::<E>(),
+                student_logits: s.as_slice(),
+                teacher_features: t.as_slice(),
+                teacher_logits: q.as_slice(),
+                target: y.as_slice(),
+                sizes,
+            };
+            let outputs = Before {
+                terms: terms.into_slice(),
+                kd_grad: kd_grad.map(Output::into_slice),
+                class_grad: class_grad.map(Output::into_slice),
+                inputs: inputs.map(Output::into_slice),
+                belief: belief.map(Output::into_slice),
+                context_sums: numerator
+                    .zip(denominator)
+                    .map(|(n, d)| ContextSums { numerator: n.into_slice(), denominator: d.into_slice() }),
+            };
+            run(py, batch.elements(), || cid_kernels::criterion::before(&batch, temperature, ignore_index, outputs))
+        })
+    }
+
+    /// All of the criterion that comes after its products.
+    #[pyfunction]
+    fn cid_after(
+        py: Python<'_>,
+        adapted: &Bound<'_, PyAny>,
+        teacher_features: &Bound<'_, PyAny>,
+        logits: Option<&Bound<'_, PyAny>>,
+        target: &Bound<'_, PyAny>,
+        ignore_index: i64,
+        alpha: f64,
+        beta: f64,
+        gamma: f64,
+        terms: &Bound<'_, PyAny>,
+        loss: &Bound<'_, PyAny>,
+        sample_grad: Option<&Bound<'_, PyAny>>,
+        ce_grad: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let adapted = matrix(&mut operands, "adapted", adapted)?;
+        let (dtype, features) = (adapted.dtype(), shape(&adapted));
+        let t = operands.input("teacher_features", teacher_features, &[dtype], &[&features.map(Some)])?;
+        let z = logits.map(|z| operands.input("logits", z, &[dtype], &[&[Some(features[0]), None]])).transpose()?;
+        let y = labels(&mut operands, target, features[0])?;
+        let terms = operands.output("terms", terms, dtype.real(), &[&[Some(4)]])?;
+        let loss = operands.output("loss", loss, dtype.real(), &[&[]])?;
+        let sample_grad = optional_output(&mut operands, "sample_grad", sample_grad, &adapted)?;
+        let ce_grad = match &z {
+            Some(z) => optional_output(&mut operands, "ce_grad", ce_grad, z)?,
+            None => None,
+        };
+        let classes = z.as_ref().map_or(0, |z| z.size(1));
+        with_element!(dtype, E => {
+            let (adapted, t, y) = (adapted.as_slice::<E>(), t.as_slice(), y.as_slice());
+            let z = z.map(|z| z.as_slice());
+            let outputs = After {
+                terms: terms.into_slice(),
+                loss: &mut loss.into_slice()[0],
+                sample_grad: sample_grad.map(Output::into_slice),
+                ce_grad: ce_grad.map(Output::into_slice),
+            };
+            let weights = Weights { alpha, beta, gamma };
+            run(py, adapted.len() + features[0] * classes, || {
+                cid_kernels::criterion::after(adapted, t, z, y, [features[1], classes], ignore_index, weights, outputs)
+            })
+        })
     }
 
     /// Softened logits.

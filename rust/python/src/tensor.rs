@@ -13,7 +13,7 @@ use cid_kernels::{Bf16, F16};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyTuple, PyType};
 use pyo3::{ffi, intern};
 
 /// `DLTensor` of DLPack 1.
@@ -58,6 +58,7 @@ const HOST: [i32; 2] = [1, 3];
 /// What is looked up once.
 struct Torch {
     tensor: Py<PyType>,
+    parameter: Py<PyType>,
     from_py_object: TensorFromPyObject,
 }
 
@@ -81,7 +82,8 @@ impl Torch {
                 if major != 1 { None } else { Some(&*api.cast::<ExchangeApi>()) }
             };
             let from_py_object = api.and_then(|api| api.tensor_from_py_object).ok_or_else(missing)?;
-            Ok(Self { tensor: tensor.unbind(), from_py_object })
+            let parameter = py.import("torch.nn")?.getattr("Parameter")?.cast_into::<PyType>()?;
+            Ok(Self { tensor: tensor.unbind(), parameter: parameter.unbind(), from_py_object })
         })
     }
 }
@@ -243,7 +245,7 @@ pub type Size = Option<usize>;
 /// The operands of one call, each checked against those before.
 #[derive(Default)]
 pub struct Operands {
-    seen: [Option<Operand>; 8],
+    seen: [Option<Operand>; 16],
     count: usize,
 }
 
@@ -274,7 +276,9 @@ impl Operands {
         dtype: DType,
         shapes: &[&[Size]],
     ) -> PyResult<Output<'a>> {
-        self.borrow(argument, object, &[dtype], shapes, true).map(Output)
+        let output = self.borrow(argument, object, &[dtype], shapes, true)?;
+        advise_huge_pages(output.start, output.len * dtype.size());
+        Ok(Output(output))
     }
 
     fn borrow<'a>(
@@ -359,6 +363,37 @@ impl Operands {
     }
 }
 
+/// Whether all objects are tensors, of a class that PyTorch itself makes, with elements of one float type that a
+/// kernel can read as they lie in memory.
+pub fn plain(objects: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    let py = objects.py();
+    let torch = Torch::get(py)?;
+    let mut dtype = None;
+    for object in objects.iter_borrowed() {
+        let class = object.get_type();
+        if !class.is(&torch.tensor) && !class.is(&torch.parameter) {
+            return Ok(false);
+        }
+        let Ok(tensor) = view("", &object) else { return Ok(false) };
+        let this = DType::of(tensor.dtype).filter(|dtype| FLOATS.contains(dtype));
+        if this.is_none() || *dtype.get_or_insert(this) != this || !HOST.contains(&tensor.device_type) {
+            return Ok(false);
+        }
+        let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
+        // SAFETY: as in `Operands::borrow`.
+        let (sizes, strides) = unsafe { (array(tensor.shape, rank), array(tensor.strides, rank)) };
+        // A null pointer: its values, if any, are elsewhere. The view does not show that they are to be negated.
+        if tensor.data.is_null()
+            || sizes.contains(&0)
+            || !is_contiguous(sizes, strides)
+            || object.call_method0(intern!(py, "is_neg"))?.is_truthy()?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The table's view of a tensor.
 fn view(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<DlTensor> {
     let py = object.py();
@@ -382,6 +417,29 @@ fn view(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<DlTensor> {
     // SAFETY: the entry has succeeded, and so filled it in.
     Ok(unsafe { tensor.assume_init() })
 }
+
+/// Asks for huge pages where an output is so large that the allocator has likely just mapped it: the kernel is about to
+/// touch each of its pages for the first time, which for small ones takes longer than computing what goes there.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(start: *mut c_void, bytes: usize) {
+    /// glibc maps what is as large by itself, whatever it was asked for before.
+    const LARGE: usize = 32 << 20;
+    /// A multiple of the size of any system's pages.
+    const PAGE: usize = 64 << 10;
+    const MADV_HUGEPAGE: c_int = 14;
+    unsafe extern "C" {
+        fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c_int;
+    }
+    if bytes >= LARGE {
+        let skipped = start.addr().next_multiple_of(PAGE) - start.addr();
+        // SAFETY: the pages lie within a tensor's memory, and advice changes nothing but how fast they are. Where the
+        // system gives none, as its result would say, they are as they were.
+        unsafe { madvise(start.wrapping_byte_add(skipped), bytes - skipped, MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_start: *mut c_void, _bytes: usize) {}
 
 /// A C array; empty where the pointer is null.
 ///

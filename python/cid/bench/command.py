@@ -1,0 +1,173 @@
+"""The options of `cid bench`, checked before anything is measured; parsed without importing PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from contextlib import closing
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cid.bench import plan
+from cid.train.errors import ConfigError
+
+
+def register(subparsers: Any) -> None:
+    """Adds the command to those of `cid`."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure time, memory and accuracy of the losses against PyTorch",
+        description="Measures each term, forward and backward, against eager and compiled PyTorch and against what no "
+        "implementation can avoid. Without arguments: a selection of terms and sizes.",
+        epilog="Terms and their sizes: " + "; ".join(f"{name}: {kind.axes}" for name, kind in plan.KINDS.items()),
+    )
+    parser.add_argument("terms", nargs="*", type=_term, metavar="TERM", help="terms to measure (default: all)")
+    parser.add_argument("--accuracy", action="store_true", help="measure errors against float64, not time")
+    parser.add_argument("--preset", choices=plan.PRESETS, help="a set of rows (default without TERM or --size: goals)")
+    parser.add_argument(
+        "--size", action="append", type=_size, metavar="SIZE", help="4096x1000 or B64-Ds128-Dt128-C100; repeatable"
+    )
+    parser.add_argument(
+        "--dtype", action="append", choices=plan.DTYPES, help="default: float32, with --accuracy all; repeatable"
+    )
+    parser.add_argument(
+        "--threads", action="append", type=_positive(int, "whole number"), metavar="N", help="repeatable"
+    )
+    parser.add_argument("--simd", action="append", choices=plan.TIERS, help="force a tier of the kernels; repeatable")
+    parser.add_argument(
+        "--seconds", type=_positive(float, "number"), default=5.0, metavar="S", help="time for a row (default: 5)"
+    )
+    parser.add_argument("--against", choices=plan.AGAINST, default="both", help="contenders (default: both)")
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="count peak memory (default: yes)"
+    )
+    parser.add_argument("--out", type=_out, metavar="PATH", help="FILE.json or a folder: JSON, and a chart beside it")
+    parser.set_defaults(run=run)
+
+
+def _term(name: str) -> str:
+    if name not in plan.TERMS:
+        raise argparse.ArgumentTypeError(f"got {name!r}, accepted: {', '.join(plan.TERMS)}")
+    return name
+
+
+def _size(written: str) -> plan.Size:
+    try:
+        return plan.parse(written)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(kind: Callable[[str], float], words: str) -> Callable[[str], float]:
+    def read(written: str) -> float:
+        try:
+            value = kind(written)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"got {written!r}, accepted: a {words} above 0")
+        return value
+
+    return read
+
+
+def _out(written: str) -> Path:
+    path = Path(written)
+    if path.suffix not in ("", ".json") and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"got {written!r}, accepted: a folder, or a file that ends in .json")
+    return path
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and reports, as the options ask.
+
+    Raises:
+        ConfigError: options that don't fit together, this CPU or this build.
+        ModuleNotFoundError: what draws the chart is missing.
+    """
+    pairs = _pairs(options)
+    destination = _destination(options)
+
+    import torch
+
+    from cid.bench.hardware import hardware
+    from cid.bench.report import ERRORS, TIMES, head, line, write_json
+    from cid.bench.work import Job, check_tier
+
+    _check_build()
+    for tier in options.simd or ():
+        check_tier(tier)
+    threads = options.threads or [torch.get_num_threads()]
+    dtypes = options.dtype or (plan.DTYPES if options.accuracy else plan.DTYPES[:1])
+    cases = tuple(plan.Case(*pair, dtype, count) for count, dtype, pair in product(threads, dtypes, pairs))
+    job = Job(cases, options.accuracy, options.seconds, options.against, options.memory)
+    where = hardware()
+    columns = ERRORS if options.accuracy else TIMES
+    print(", ".join(f"{key} {value}" for key, value in where.items() if value is not None))
+    print(_LEGEND[options.accuracy])
+    print(head(columns), flush=True)
+    measured = []
+    tiers = [job.rows_at(tier) for tier in options.simd] if options.simd else [job.rows()]
+    for rows in tiers:
+        with closing(rows):
+            for row in rows:
+                print(line(columns, row), flush=True)
+                measured.append(row)
+                if destination:  # after each row, so that an interrupted bench leaves what it has
+                    write_json(destination, where, measured)
+    if destination and not options.accuracy:
+        from cid.bench.plot import plot
+
+        plot(measured, destination.with_suffix(".png"))
+    return 0
+
+
+_LEGEND = {
+    False: "Medians in microseconds; x floor = cid / floor; speed-up over the faster of eager and compile; then "
+    "peak memory beyond inputs, outputs and gradients: cid, its resident pages, eager, compile.",
+    True: "Largest error over the largest true value, of the loss (or result) and of the gradients.",
+}
+
+
+def _pairs(options: argparse.Namespace) -> list[tuple[str, plan.Size]]:
+    """Terms and sizes, but for terms that nobody named and this version lacks."""
+    if options.accuracy and options.preset:
+        raise ConfigError(f"--preset: got {options.preset} together with --accuracy, accepted: --size")
+    preset = "accuracy" if options.accuracy and not options.size else options.preset
+    pairs = plan.chosen(options.terms, options.size or (), preset)
+
+    from cid.bench.terms import TERMS
+
+    for name in options.terms:
+        if not TERMS[name].available:
+            accepted = ", ".join(term for term in plan.TERMS if TERMS[term].available)
+            raise ConfigError(f"TERM: got {name}, which this version has not, accepted: {accepted}")
+    return [pair for pair in pairs if TERMS[pair[0]].available]
+
+
+def _destination(options: argparse.Namespace) -> Path | None:
+    """The file for the JSON; its folder is made."""
+    path: Path | None = options.out
+    if path is None:
+        return None
+    if not options.accuracy:
+        import matplotlib.figure  # noqa: F401  # if it is missing, that should be said before the measurement
+    if path.suffix != ".json":
+        path = path / ("accuracy.json" if options.accuracy else "bench.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _check_build() -> None:
+    from cid import _native
+
+    try:
+        build = _native.build_info()
+    except RuntimeError as error:  # the environment forces a tier that is none of this CPU's
+        raise ConfigError(str(error)) from error
+    if build["profile"] != "release":
+        raise ConfigError(
+            f"native module: got a {build['profile']} build, accepted: a release build (maturin develop --release)"
+        )
