@@ -22,6 +22,29 @@ def run_serially() -> None:
 def plain(*tensors: object) -> bool:
     """Whether all are contiguous CPU tensors of one float type, of PyTorch's own classes, with elements."""
 
+def cid_fits(
+    student_features: object,
+    student_logits: object,
+    teacher_features: object,
+    teacher_logits: object,
+    target: object,
+    adapter_weight: object,
+    adapter_bias: object,
+    head_weight: object,
+    head_bias: object,
+    context: object,
+    factors: tuple[object, object, object],
+    temperature: object,
+    ignore_index: object,
+) -> bool:
+    """Whether all arguments of the criterion are as its kernels and its products take them.
+
+    Without a context the head may be anything.
+    """
+
+def column_sums(matrix: Tensor, factor: float, out: Tensor) -> None:
+    """`factor` times the sum of each column."""
+
 def cid_before(
     student_features: Tensor,
     student_logits: Tensor,

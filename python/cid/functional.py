@@ -11,7 +11,6 @@ A named backend that can't serve the call raises `RuntimeError`.
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -555,8 +554,8 @@ def cid_loss(
     adapter, head = (adapter_weight, adapter_bias), (head_weight, head_bias)
     options = CIDOptions(alpha, beta, gamma, temperature, ignore_index)
     tensors = student, teacher, target, adapter, head, context, context_sums
-    whole = None if differentiable_context else fused(backend, *student, *teacher, *adapter, *head)
-    if whole is not None and _is_usual(*tensors, options, backend):
+    whole = None if differentiable_context else fused(backend)
+    if whole is not None and whole.cid_fits(*tensors, options):
         loss, terms, logits = whole.cid_loss(*tensors, options)
         ce, kd, sample, class_ = terms.unbind()
         return CIDOutput(loss, ce, kd, sample, class_, logits)
@@ -565,51 +564,6 @@ def cid_loss(
 
 
 _Pair = tuple[Tensor, Tensor]
-
-
-def _is_usual(
-    student: _Pair,
-    teacher: _Pair,
-    target: Tensor,
-    adapter: _Pair,
-    head: _Pair,
-    context: Tensor | None,
-    context_sums: _Pair | None,
-    options: CIDOptions,
-    backend: str | None,
-) -> bool:
-    """Whether all is well that a fused backend does not check: `_check_criterion` in a tenth of its time.
-
-    Its gradients are written in the forward, in the type of the inputs: in float16 too much would be lost before a
-    `GradScaler`'s factor could save it.
-    """
-    (features, logits), teacher_features = student, teacher[0]
-    if features.dtype == torch.float16 or not features.ndim == logits.ndim == teacher_features.ndim == 2:
-        return False
-    dim, num_classes, teacher_dim = features.shape[1], logits.shape[1], teacher_features.shape[1]
-    if adapter[0].shape != (teacher_dim, dim) or adapter[1].shape != (teacher_dim,):
-        return False
-    if context is not None and not (
-        self_checking(backend, context)
-        and context.shape == (num_classes, dim)
-        and context.dtype in (features.dtype, torch.float32)
-        and head[0].shape == (num_classes, 2 * dim)
-        and head[1].shape == (num_classes,)
-    ):
-        return False
-    if context_sums is not None and (context_sums[0].requires_grad or context_sums[1].requires_grad):
-        return False
-    *factors, temperature, ignore_index = options
-    return (
-        all(type(x) in (float, int) and 0.0 <= x < math.inf for x in factors)
-        and type(temperature) in (float, int)
-        and 1e-30 <= temperature <= 1e30
-        and type(ignore_index) is int
-        and type(target) is Tensor
-        and target.is_cpu
-        and target.is_contiguous()
-        and not _autocast_is_on(features)
-    )
 
 
 def _check_criterion(

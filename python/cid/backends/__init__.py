@@ -51,7 +51,20 @@ class Backend(Protocol):
 
 
 class Fused(Backend, Protocol):
-    """A backend that checks its arguments by itself, and has the whole criterion as one function."""
+    """A backend that has the whole criterion as one function."""
+
+    def cid_fits(
+        self,
+        student: tuple[Tensor, Tensor],
+        teacher: tuple[Tensor, Tensor],
+        target: Tensor,
+        adapter: tuple[Tensor, Tensor],
+        head: tuple[Tensor, Tensor],
+        context: Tensor | None,
+        context_sums: tuple[Tensor, Tensor] | None,
+        options: CIDOptions,
+        /,
+    ) -> bool: ...
 
     def cid_loss(
         self,
@@ -80,12 +93,12 @@ def self_checking(backend: str | None, *tensors: object) -> Backend | None:
     None sends the caller through its own checks and `select`: the careful way, for any other backend, for tensors that
     are empty, of several types or of unusual kinds, and for what is not a tensor at all.
     """
-    return fused(backend, *tensors)
-
-
-def fused(backend: str | None, *tensors: object) -> Fused | None:
-    """As `self_checking`, for the whole criterion."""
     return native if (backend or _DEFAULT) in ("auto", "native") and native.takes(*tensors) else None
+
+
+def fused(backend: str | None) -> Fused | None:
+    """The backend, if it is one that has the whole criterion as one function."""
+    return native if (backend or _DEFAULT) in ("auto", "native") else None
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:

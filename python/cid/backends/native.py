@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -215,6 +216,12 @@ def marginal_context(student_logits: Tensor, context: Tensor, temperature: float
     return torch.mm(belief, context.detach() if context.requires_grad else context)
 
 
+def _column_sums(matrix: Tensor, factor: float) -> Tensor:
+    sums = matrix.new_empty(matrix.shape[1])
+    _native.column_sums(matrix, factor, sums)
+    return sums
+
+
 class _CID(torch.autograd.Function):
     """All terms as one node: two calls of kernels, before the products that PyTorch computes and after them.
 
@@ -252,21 +259,21 @@ class _CID(torch.autograd.Function):
             f, s, t, q, y, options.temperature, options.ignore_index,
             terms, kd_grad, class_grad, x, belief, numerator, denominator,
         )  # fmt: skip
-        adapted = torch.addmm(adapter_bias, f, adapter_weight.t())
+        adapted = F.linear(f, adapter_weight, adapter_bias)
         sample_grad = torch.empty_like(adapted) if needs_f or needs_adapter_weight or needs_adapter_bias else None
         if context is not None and x is not None and belief is not None:
-            m = x[:, f.shape[1] :]
+            m = x.narrow(1, f.shape[1], f.shape[1])
             if s.dtype == context.dtype and s.dtype not in _checks.HALVES:
                 torch.mm(belief, context, out=m)
             else:
                 m.copy_(marginal_context(s, context, options.temperature, False))
-            z = torch.addmm(head_bias, x, head_weight.t())  # W f and W m at once
+            z = F.linear(x, head_weight, head_bias)  # W f and W m at once
             z_grad = belief if needs_f or needs_weight or needs_bias else None
         _native.cid_after(
             adapted, t, z, y, options.ignore_index, options.alpha, options.beta, options.gamma,
             terms, loss, sample_grad, z_grad,
         )  # fmt: skip
-        ctx.mark_non_differentiable(*(x for x in (terms, z) if x is not None))
+        ctx.mark_non_differentiable(terms, *(() if z is None else (z,)))
         ctx.options = options
         ctx.save_for_backward(f, x, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad)
         return loss, terms, z
@@ -283,19 +290,46 @@ class _CID(torch.autograd.Function):
         if needs_f:
             grad_f = torch.addmm(class_grad, sample_grad, adapter_weight, beta=gamma, alpha=beta)
             if z_grad is not None:
-                grad_f.addmm_(z_grad, head_weight[:, : f.shape[1]], alpha=alpha)
+                grad_f.addmm_(z_grad, head_weight.narrow(1, 0, f.shape[1]), alpha=alpha)
         if needs_s:
             grad_s = kd_grad if alpha == 1.0 else kd_grad * alpha
         if needs_adapter_weight:
             grad_adapter_weight = torch.addmm(adapter_weight, sample_grad.t(), f, beta=0, alpha=beta)
         if needs_adapter_bias:
-            grad_adapter_bias = sample_grad.sum(0).mul_(beta)
+            grad_adapter_bias = _column_sums(sample_grad, beta)
         if needs_weight and z_grad is not None:
             grad_weight = torch.addmm(head_weight, z_grad.t(), x, beta=0, alpha=alpha)
         if needs_bias and z_grad is not None:
-            grad_bias = z_grad.sum(0).mul_(alpha)
+            grad_bias = _column_sums(z_grad, alpha)
         rest = (None,) * 6
         return grad_f, grad_s, grad_adapter_weight, grad_adapter_bias, grad_weight, grad_bias, *rest
+
+
+def cid_fits(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    target: Tensor,
+    adapter: tuple[Tensor, Tensor],
+    head: tuple[Tensor, Tensor],
+    context: Tensor | None,
+    context_sums: tuple[Tensor, Tensor] | None,
+    options: CIDOptions,
+) -> bool:
+    """Whether `cid_loss` can take these arguments, whatever they are: all is well that its kernels do not check.
+
+    Not float16, of whose gradients, written in the forward, too much would be lost before a `GradScaler`'s factor could
+    save it; nor under autocast.
+    """
+    if _transform() is not None or torch.is_autocast_enabled("cpu"):
+        return False
+    factors = options.alpha, options.beta, options.gamma
+    return (
+        _native.cid_fits(
+            *student, *teacher, target, *adapter, *head, context, factors, options.temperature, options.ignore_index
+        )
+        and student[0].dtype != torch.float16
+        and (context_sums is None or not (context_sums[0].requires_grad or context_sums[1].requires_grad))
+    )
 
 
 def cid_loss(
@@ -310,8 +344,7 @@ def cid_loss(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The total, its terms (ce, kd, sample, class) and z; see `cid.functional.cid_loss`.
 
-    A pair is (features, logits) or (weight, bias); the tensors are as `takes` has them. The marginal context is not
-    differentiated. Not for float16, of whose gradients too much would be lost before a factor could save it.
+    A pair is (features, logits) or (weight, bias). The marginal context is not differentiated.
     """
     if context is None:
         head = head[0].detach(), head[1].detach()  # warm-up: nothing of it reaches the loss

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)] // but for `par`, which hands memory to other threads
 
 mod class;
+mod columns;
 mod context;
 pub mod criterion;
 mod cross_entropy;
@@ -25,6 +26,7 @@ mod testing;
 use std::fmt;
 
 pub use class::class;
+pub use columns::column_sums;
 pub use context::{accumulate_context, context_weights};
 pub use cross_entropy::cross_entropy;
 pub use half::{Bf16, F16};

@@ -11,7 +11,7 @@ use cid_kernels::criterion::{After, Batch, Before, ContextSums, Sizes, Weights};
 use cid_kernels::{Divergence, Error, Loss, Real, Reduction};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyFloat, PyInt, PyTuple};
 
 use tensor::{DType, FLOATS, Input, Operands, Output, Scalar};
 
@@ -148,7 +148,68 @@ mod _native {
     #[pyfunction]
     #[pyo3(signature = (*tensors))]
     fn plain(tensors: &Bound<'_, PyTuple>) -> PyResult<bool> {
-        tensor::plain(tensors)
+        let mut first = None;
+        for object in tensors.iter_borrowed() {
+            match tensor::plain(&object)? {
+                Some((dtype, _)) if FLOATS.contains(&dtype) && *first.get_or_insert(dtype) == dtype => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether all arguments of the criterion are as its kernels and its products take them.
+    #[pyfunction]
+    fn cid_fits(
+        student_features: &Bound<'_, PyAny>,
+        student_logits: &Bound<'_, PyAny>,
+        teacher_features: &Bound<'_, PyAny>,
+        teacher_logits: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        adapter_weight: &Bound<'_, PyAny>,
+        adapter_bias: &Bound<'_, PyAny>,
+        head_weight: &Bound<'_, PyAny>,
+        head_bias: &Bound<'_, PyAny>,
+        context: Option<&Bound<'_, PyAny>>,
+        factors: [Bound<'_, PyAny>; 3],
+        temperature: &Bound<'_, PyAny>,
+        ignore_index: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let Some((dtype, f)) = tensor::plain(student_features)? else { return Ok(false) };
+        let &[rows, students] = &f[..] else { return Ok(false) };
+        let Some((_, s)) = tensor::plain(student_logits)? else { return Ok(false) };
+        let &[_, classes] = &s[..] else { return Ok(false) };
+        let Some((_, t)) = tensor::plain(teacher_features)? else { return Ok(false) };
+        let &[_, teachers] = &t[..] else { return Ok(false) };
+        let is = |object: &Bound<'_, PyAny>, dtypes: &[DType], shape: &[usize]| {
+            Ok::<_, PyErr>(tensor::plain(object)?.is_some_and(|(is, of)| dtypes.contains(&is) && of == shape))
+        };
+        let own = &[dtype];
+        if !FLOATS.contains(&dtype)
+            || !is(student_logits, own, &[rows, classes])?
+            || !is(teacher_features, own, &[rows, teachers])?
+            || !is(teacher_logits, own, &[rows, classes])?
+            || !is(target, &[DType::I64], &[rows])?
+            || !is(adapter_weight, own, &[teachers, students])?
+            || !is(adapter_bias, own, &[teachers])?
+        {
+            return Ok(false);
+        }
+        if let Some(context) = context
+            && (!is(context, &[dtype, dtype.real()], &[classes, students])?
+                || !is(head_weight, own, &[classes, 2 * students])?
+                || !is(head_bias, own, &[classes])?)
+        {
+            return Ok(false);
+        }
+        let number = |object: &Bound<'_, PyAny>| {
+            let is_number = object.is_exact_instance_of::<PyFloat>() || object.is_exact_instance_of::<PyInt>();
+            is_number.then(|| object.extract::<f64>().ok()).flatten().unwrap_or(f64::NAN)
+        };
+        Ok(factors.iter().all(|factor| (0.0..f64::INFINITY).contains(&number(factor)))
+            && (1e-30..=1e30).contains(&number(temperature))
+            && ignore_index.is_exact_instance_of::<PyInt>()
+            && ignore_index.extract::<i64>().is_ok())
     }
 
     /// All of the criterion that comes before its products.
@@ -258,6 +319,19 @@ mod _native {
             run(py, adapted.len() + features[0] * classes, || {
                 cid_kernels::criterion::after(adapted, t, z, y, [features[1], classes], ignore_index, weights, outputs)
             })
+        })
+    }
+
+    /// The sum of each column, times a factor.
+    #[pyfunction]
+    fn column_sums(py: Python<'_>, matrix: &Bound<'_, PyAny>, factor: f64, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let matrix = self::matrix(&mut operands, "matrix", matrix)?;
+        let (dtype, shape) = (matrix.dtype(), shape(&matrix));
+        let out = operands.output("out", out, dtype, &[&[Some(shape[1])]])?;
+        with_element!(dtype, E => {
+            let (matrix, out) = (matrix.as_slice::<E>(), out.into_slice());
+            run(py, matrix.len(), || cid_kernels::column_sums(matrix, shape, factor, out))
         })
     }
 

@@ -13,7 +13,7 @@ use cid_kernels::{Bf16, F16};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::PyType;
 use pyo3::{ffi, intern};
 
 /// `DLTensor` of DLPack 1.
@@ -363,35 +363,29 @@ impl Operands {
     }
 }
 
-/// Whether all objects are tensors, of a class that PyTorch itself makes, with elements of one float type that a
-/// kernel can read as they lie in memory.
-pub fn plain(objects: &Bound<'_, PyTuple>) -> PyResult<bool> {
-    let py = objects.py();
+/// Type and shape of an object, if it is a tensor that a kernel can read as it lies in memory: dense, on the CPU, of a
+/// class that PyTorch itself makes, with elements of a type known here.
+pub fn plain(object: &Bound<'_, PyAny>) -> PyResult<Option<(DType, Vec<usize>)>> {
+    let py = object.py();
     let torch = Torch::get(py)?;
-    let mut dtype = None;
-    for object in objects.iter_borrowed() {
-        let class = object.get_type();
-        if !class.is(&torch.tensor) && !class.is(&torch.parameter) {
-            return Ok(false);
-        }
-        let Ok(tensor) = view("", &object) else { return Ok(false) };
-        let this = DType::of(tensor.dtype).filter(|dtype| FLOATS.contains(dtype));
-        if this.is_none() || *dtype.get_or_insert(this) != this || !HOST.contains(&tensor.device_type) {
-            return Ok(false);
-        }
-        let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
-        // SAFETY: as in `Operands::borrow`.
-        let (sizes, strides) = unsafe { (array(tensor.shape, rank), array(tensor.strides, rank)) };
-        // A null pointer: its values, if any, are elsewhere. The view does not show that they are to be negated.
-        if tensor.data.is_null()
-            || sizes.contains(&0)
-            || !is_contiguous(sizes, strides)
-            || object.call_method0(intern!(py, "is_neg"))?.is_truthy()?
-        {
-            return Ok(false);
-        }
+    let class = object.get_type();
+    if !class.is(&torch.tensor) && !class.is(&torch.parameter) {
+        return Ok(None);
     }
-    Ok(true)
+    let Ok(tensor) = view("", object) else { return Ok(None) };
+    let Some(dtype) = DType::of(tensor.dtype).filter(|_| HOST.contains(&tensor.device_type)) else { return Ok(None) };
+    let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
+    // SAFETY: as in `Operands::borrow`.
+    let (sizes, strides) = unsafe { (array(tensor.shape, rank), array(tensor.strides, rank)) };
+    // A null pointer: its values, if any, are elsewhere. The view does not show that they are to be negated.
+    if tensor.data.is_null()
+        || sizes.contains(&0)
+        || !is_contiguous(sizes, strides)
+        || object.call_method0(intern!(py, "is_neg"))?.is_truthy()?
+    {
+        return Ok(None);
+    }
+    Ok(Some((dtype, sizes.iter().map(|&size| size as usize).collect())))
 }
 
 /// The table's view of a tensor.
