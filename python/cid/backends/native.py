@@ -58,6 +58,10 @@ def _transform() -> str | None:
     """What there is, if anything, that must see PyTorch's own operations."""
     if torch.compiler.is_compiling():
         return "it is being traced by torch.compile"
+    if torch._C._is_tracing():
+        return "it is being traced by torch.jit.trace"
+    if torch._C._len_torch_dispatch_stack():  # make_fx, FakeTensorMode, a counter of operations
+        return "it runs under a TorchDispatchMode"
     if torch._C._are_functorch_transforms_active():
         return "it runs under a torch.func transform"
     if forward_ad._current_level >= 0:
@@ -139,7 +143,7 @@ def _rows(student: Tensor, reduction: str) -> tuple[tuple[int, ...], bool]:
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions) -> Tensor:
     """See `cid.functional.kd_loss`."""
     shape, mean = _rows(student_logits, options.reduction)
-    labels = None if target is None else target.contiguous()
+    labels = None if target is None else _dense(target)
     numbers = options.temperature, options.divergence, options.beta, options.ignore_index
     return _loss(student_logits, shape, _native.kd, _dense(teacher_logits), labels, *numbers, mean)
 
@@ -152,18 +156,18 @@ def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: s
 
 def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """See `cid.functional.class_loss`."""
-    return _loss(student_features, (), _native.class_, _dense(teacher_features), target.contiguous(), ignore_index)
+    return _loss(student_features, (), _native.class_, _dense(teacher_features), _dense(target), ignore_index)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none."""
-    return _loss(logits, (), _native.cross_entropy, target.contiguous(), ignore_index)
+    return _loss(logits, (), _native.cross_entropy, _dense(target), ignore_index)
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
     """See `cid.functional.context_weights`."""
     weights = teacher_logits.new_empty(teacher_logits.shape[:1], dtype=_real(teacher_logits))
-    _native.context_weights(_dense(teacher_logits), target.contiguous(), temperature, ignore_index, weights)
+    _native.context_weights(_dense(teacher_logits), _dense(target), temperature, ignore_index, weights)
     return weights
 
 
@@ -174,7 +178,7 @@ def accumulate_context(
     sums = numerator, denominator
     if features.dtype in _checks.HALVES:  # the weights and sums may be float32, as the kernel has them
         weights, sums = weights.float(), (numerator.float(), denominator.float())
-    _native.accumulate_context(_dense(features), _dense(weights), target.contiguous(), ignore_index, *sums)
+    _native.accumulate_context(_dense(features), _dense(weights), _dense(target), ignore_index, *sums)
     if sums[0] is not numerator:
         numerator.copy_(sums[0])
         denominator.copy_(sums[1])
@@ -328,7 +332,7 @@ def cid_fits(
             *student, *teacher, target, *adapter, *head, context, factors, options.temperature, options.ignore_index
         )
         and student[0].dtype != torch.float16
-        and (context_sums is None or not (context_sums[0].requires_grad or context_sums[1].requires_grad))
+        and (context_sums is None or not any(x.requires_grad or x.is_neg() for x in context_sums))
     )
 
 

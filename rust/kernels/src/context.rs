@@ -55,11 +55,11 @@ impl<E: Element> RowFormula<E> for Weights<'_, E> {
         row: usize,
         [q, _]: [&[E]; 2],
         _out: Option<&mut [E]>,
-        Scratch([e, _]): &mut Scratch<E::Real>,
+        Scratch([kept, _]): &mut Scratch<E::Real>,
     ) -> f64 {
         match self.target[row] {
             label if label == self.ignore_index => 0.0,
-            label => Softmax::of(simd, q, self.temperature, e).log(q[label as usize], self.temperature).exp(),
+            label => Softmax::of(simd, q, self.temperature, kept).log(q[label as usize]).exp(),
         }
     }
 }
@@ -139,15 +139,38 @@ fn add_weighted<S: Simd, E: Element>(
     sum: &mut [E::Real],
 ) {
     let (columns, lanes) = (sum.len(), Vector::<S, E>::LEN);
-    for &sample in samples {
-        let (row, weight) = (&features[sample * columns..][..columns], weights[sample]);
-        let mut at = 0;
-        while at + lanes <= columns {
-            let added = load(simd, row, at) * weight + load::<S, E::Real>(simd, sum, at);
-            store::<S, E::Real>(added, sum, at);
-            at += lanes;
+    let row = |sample: usize| &features[sample * columns..][..columns];
+    // Four at a time: their rows lie anywhere in memory, which is slow to find one after the other.
+    let (fours, rest) = samples.as_chunks::<4>();
+    for fours in fours {
+        let rows = [row(fours[0]), row(fours[1]), row(fours[2]), row(fours[3])];
+        add_rows(simd, rows, fours.map(|sample| weights[sample]), sum, lanes);
+    }
+    for &sample in rest {
+        add_rows(simd, [row(sample)], [weights[sample]], sum, lanes);
+    }
+}
+
+/// `sum += w f` for each of some rows, in their order.
+#[inline(always)]
+fn add_rows<S: Simd, E: Element, const N: usize>(
+    simd: S,
+    rows: [&[E]; N],
+    weights: [E::Real; N],
+    sum: &mut [E::Real],
+    lanes: usize,
+) {
+    let mut at = 0;
+    while at + lanes <= sum.len() {
+        let mut vector = load::<S, E::Real>(simd, sum, at);
+        for (row, weight) in rows.iter().zip(weights) {
+            vector = load(simd, row, at).mul_add(weight, vector);
         }
-        // An overlapping vector would add some elements twice.
+        store::<S, E::Real>(vector, sum, at);
+        at += lanes;
+    }
+    // An overlapping vector would add some elements twice.
+    for (row, weight) in rows.iter().zip(weights) {
         for (sum, &element) in sum[at..].iter_mut().zip(&row[at..]) {
             *sum += E::Real::from_f64(element.to_f64()) * weight;
         }

@@ -3,8 +3,8 @@
 use fearless_simd::prelude::*;
 
 use crate::rows::{self, Loss, RowFormula, Scratch};
-use crate::simd::{Element, Vector, for_each_vector, load, splat, store};
-use crate::softmax::{Softmax, pieces};
+use crate::simd::Element;
+use crate::softmax::Softmax;
 use crate::{Error, check_labels, check_len, check_shape};
 
 /// `-log softmax(z_i)[y_i]`, the mean over the rows that are not ignored, and its derivative in `z`; 0 where all are.
@@ -52,7 +52,7 @@ impl<E: Element> RowFormula<E> for CrossEntropy<'_, E> {
         row: usize,
         [z, _]: [&[E]; 2],
         grad: Option<&mut [E]>,
-        Scratch([e, _]): &mut Scratch<E::Real>,
+        Scratch([kept, _]): &mut Scratch<E::Real>,
     ) -> f64 {
         let label = self.target[row];
         if label == self.ignore_index {
@@ -61,22 +61,10 @@ impl<E: Element> RowFormula<E> for CrossEntropy<'_, E> {
             }
             return 0.0;
         }
-        let softmax = Softmax::of(simd, z, 1.0, e);
-        let log_p = softmax.log(z[label as usize], 1.0);
+        let softmax = Softmax::of(simd, z, 1.0, kept);
+        let log_p = softmax.log(z[label as usize]);
         let Some(grad) = grad else { return -self.scale * log_p };
-
-        let pieces = pieces(z.len());
-        let recompute = pieces.len() > 1;
-        let slope = splat::<S, E::Real>(simd, self.scale / softmax.sum);
-        for piece in pieces {
-            if recompute {
-                softmax.exponentials(simd, &z[piece.clone()], e);
-            }
-            let grad = &mut grad[piece];
-            for_each_vector!(simd, Vector<S, E>, grad.len(), read [e], write [grad], sum [], |at, _counted| {
-                store::<S, E>(load::<S, E::Real>(simd, e, at) * slope, grad, at);
-            });
-        }
+        softmax.times(simd, self.scale, kept, grad);
         // `exp_m1` keeps what is left of a belief close to 1.
         grad[label as usize] = E::from_f64(self.scale * log_p.exp_m1());
         -self.scale * log_p

@@ -11,7 +11,10 @@ use crate::Error;
 /// The environment variable that forces a tier.
 pub const VARIABLE: &str = "CID_SIMD";
 
-const ACCEPTED: &str = "avx512, avx2, baseline, fallback";
+/// The tiers that it names.
+fn tiers() -> impl Iterator<Item = &'static str> {
+    ["avx512", "avx2", "baseline", "fallback"].into_iter()
+}
 
 /// The tier in use: the best that the CPU has, or the one that `CID_SIMD` names.
 ///
@@ -45,9 +48,9 @@ fn choose() -> Result<Level, Error> {
         Some(forced) => {
             let forced = forced.to_string_lossy();
             parse(&forced).ok_or_else(|| {
-                let reason =
-                    if ACCEPTED.split(", ").any(|tier| tier == forced) { "this CPU lacks it" } else { "no such tier" };
-                Error::Tier(format!("{VARIABLE}={forced}: {reason} (accepted: {ACCEPTED})"))
+                let reason = if tiers().any(|tier| tier == forced) { "this CPU lacks it" } else { "no such tier" };
+                let accepted: Vec<&str> = tiers().filter(|tier| parse(tier).is_some()).collect();
+                Error::Tier(format!("{VARIABLE}={forced}: {reason} (accepted: {})", accepted.join(", ")))
             })
         }
     }
@@ -69,7 +72,7 @@ fn parse(tier: &str) -> Option<Level> {
 /// Every tier that the CPU has, for the tests.
 #[cfg(test)]
 pub(crate) fn levels() -> Vec<Level> {
-    let mut levels: Vec<Level> = ACCEPTED.split(", ").filter_map(parse).collect();
+    let mut levels: Vec<Level> = tiers().filter_map(parse).collect();
     // The one tier that is chosen by itself alone.
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     levels.extend(Level::new().as_sse4_2().map(Level::Sse4_2));
@@ -100,7 +103,7 @@ mod tests {
 
     #[test]
     fn tiers_have_names() {
-        for tier in ACCEPTED.split(", ") {
+        for tier in tiers() {
             assert!(parse(tier).is_none_or(|level| name(level) == tier));
         }
         assert!(parse("AVX2").is_none() && parse("").is_none());

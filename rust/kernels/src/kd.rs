@@ -1,9 +1,11 @@
 //! Softened logits: `T^2` times a divergence between `P = softmax(s / T)` and `Q = softmax(q / T)`.
 
+use std::ops::Range;
+
 use fearless_simd::prelude::*;
 
 use crate::exp::ln_1p;
-use crate::rows::{self, Loss, Reduction, RowFormula, Scratch};
+use crate::rows::{self, Kept, Loss, Reduction, RowFormula, Scratch};
 use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, polynomial, splat, store};
 use crate::softmax::{Softmax, pieces};
 use crate::{Error, check_labels, check_len, check_shape, check_temperature};
@@ -88,7 +90,7 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
         row: usize,
         [s, q]: [&[E]; 2],
         grad: Option<&mut [E]>,
-        Scratch([s_exp, q_exp]): &mut Scratch<E::Real>,
+        Scratch([s_kept, q_kept]): &mut Scratch<E::Real>,
     ) -> f64 {
         if self.target.is_some_and(|target| target[row] == self.ignore_index) {
             if let Some(grad) = grad {
@@ -98,24 +100,23 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
         }
         let divergence = match self.divergence {
             Divergence::Forward => {
-                let pair = Pair::of(simd, [q, s], self.temperature, [q_exp, s_exp]);
-                let divergence = pair.kl(simd, [q, s], [q_exp, s_exp]);
+                let pair = Pair::of(simd, [q, s], self.temperature, [q_kept, s_kept]);
                 if let Some(grad) = grad {
-                    self.forward_gradient(simd, &pair, [q, s], [q_exp, s_exp], grad);
+                    self.forward_gradient(simd, &pair, grad);
                 }
-                divergence
+                pair.kl(simd, [q, s])
             }
             Divergence::Reverse => {
-                let pair = Pair::of(simd, [s, q], self.temperature, [s_exp, q_exp]);
-                let divergence = pair.kl(simd, [s, q], [s_exp, q_exp]);
+                let pair = Pair::of(simd, [s, q], self.temperature, [s_kept, q_kept]);
+                let divergence = pair.kl(simd, [s, q]);
                 if let Some(grad) = grad {
-                    self.reverse_gradient(simd, &pair, divergence, [s, q], [s_exp, q_exp], grad);
+                    self.reverse_gradient(simd, &pair, divergence, [s, q], grad);
                 }
                 divergence
             }
             Divergence::JensenShannon { beta } => {
-                let pair = Pair::of(simd, [s, q], self.temperature, [s_exp, q_exp]);
-                self.jensen_shannon(simd, &pair, beta, [s, q], [s_exp, q_exp], grad)
+                let pair = Pair::of(simd, [s, q], self.temperature, [s_kept, q_kept]);
+                self.jensen_shannon(simd, &pair, beta, s.len(), grad)
             }
         };
         self.slope * self.temperature * divergence
@@ -125,19 +126,11 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
 impl<E: Element> Kd<'_, E> {
     /// `P - Q`, the derivative of `KL(Q || P)` in `s / T`; `pair` is teacher and student.
     #[inline(always)]
-    fn forward_gradient<S: Simd>(
-        &self,
-        simd: S,
-        pair: &Pair<E::Real>,
-        [q, s]: [&[E]; 2],
-        [q_exp, s_exp]: [&mut [E::Real]; 2],
-        grad: &mut [E],
-    ) {
-        let per_s_sum = splat::<S, E::Real>(simd, 1.0 / pair.b.sum);
-        let per_q_sum = splat::<S, E::Real>(simd, 1.0 / pair.a.sum);
+    fn forward_gradient<S: Simd>(&self, simd: S, pair: &Pair<E::Real>, grad: &mut [E]) {
         let slope = splat::<S, E::Real>(simd, self.slope);
-        for piece in pieces(s.len()) {
-            pair.recompute(simd, [q, s], piece.clone(), [q_exp, s_exp]);
+        for (i, piece) in pieces(grad.len()) {
+            let [per_q_sum, per_s_sum] = pair.per_sums(simd, i);
+            let [q_exp, s_exp] = pair.exponentials(piece.clone());
             let grad = &mut grad[piece];
             for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], |at, _counted| {
                 // Both rounded alike, so that equals cancel.
@@ -156,14 +149,14 @@ impl<E: Element> Kd<'_, E> {
         pair: &Pair<E::Real>,
         divergence: f64,
         [s, q]: [&[E]; 2],
-        [s_exp, q_exp]: [&mut [E::Real]; 2],
         grad: &mut [E],
     ) {
         let logs = pair.logs(simd);
         let divergence = splat::<S, E::Real>(simd, divergence);
-        let slope = splat::<S, E::Real>(simd, self.slope / pair.a.sum);
-        for piece in pieces(s.len()) {
-            pair.recompute(simd, [s, q], piece.clone(), [s_exp, q_exp]);
+        let slope = splat::<S, E::Real>(simd, self.slope);
+        for (i, piece) in pieces(s.len()) {
+            let [slope, _] = pair.per_sums(simd, i).map(|per_sum| per_sum * slope);
+            let [s_exp, _] = pair.exponentials(piece.clone());
             let (s, q, grad) = (&s[piece.clone()], &q[piece.clone()], &mut grad[piece]);
             for_each_vector!(simd, Vector<S, E>, grad.len(), read [s, q, s_exp], write [grad], sum [], |at, _counted| {
                 let p_k = load::<S, E::Real>(simd, s_exp, at) * slope;
@@ -183,15 +176,13 @@ impl<E: Element> Kd<'_, E> {
         simd: S,
         pair: &Pair<E::Real>,
         beta: f64,
-        [s, q]: [&[E]; 2],
-        [s_exp, q_exp]: [&mut [E::Real]; 2],
+        len: usize,
         grad: Option<&mut [E]>,
     ) -> f64 {
-        let mixture = pair.mixture(simd, beta);
         let (mut divergence, mut mean) = (Sum::<S, E::Real>::new(simd), Sum::<S, E::Real>::new(simd));
-        for piece in pieces(s.len()) {
-            pair.recompute(simd, [s, q], piece.clone(), [s_exp, q_exp]);
-            let len = piece.len();
+        for (i, piece) in pieces(len) {
+            let mixture = pair.mixture(simd, beta, i);
+            let (len, [s_exp, q_exp]) = (piece.len(), pair.exponentials(piece));
             for_each_vector!(simd, Vector<S, E>, len, read [s_exp, q_exp], write [], sum [divergence, mean], |at, counted| {
                 let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
                 let [p_log, q_log] = mixture.logs::<S, E::Real>(simd, [p_k, q_k]);
@@ -202,8 +193,9 @@ impl<E: Element> Kd<'_, E> {
         let mean = splat::<S, E::Real>(simd, mean.total());
         if let Some(grad) = grad {
             let slope = splat::<S, E::Real>(simd, self.slope * (1.0 - beta));
-            for piece in pieces(s.len()) {
-                pair.recompute(simd, [s, q], piece.clone(), [s_exp, q_exp]);
+            for (i, piece) in pieces(len) {
+                let mixture = pair.mixture(simd, beta, i);
+                let [s_exp, q_exp] = pair.exponentials(piece.clone());
                 let grad = &mut grad[piece];
                 for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], |at, _counted| {
                     let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
@@ -217,94 +209,91 @@ impl<E: Element> Kd<'_, E> {
 }
 
 /// Two rows of logits `a` and `b`, of which `A` and `B` are the softmaxes.
-struct Pair<R> {
+struct Pair<'a, R> {
     a: Softmax<R>,
     b: Softmax<R>,
     /// `sum_k exp((a_k - max a) / T) ((a_k - max a) - (b_k - max b))`.
     dot: f64,
     temperature: f64,
+    kept: [&'a Kept<R>; 2],
 }
 
 /// A divergence below this is computed again, without cancellation.
 const CLOSE_BELOW: f64 = 1.0 / 256.0;
 
-impl<R: Real> Pair<R> {
-    /// Reads both rows once for their maxima and once for all else; leaves their exponentials in `kept` where the rows
-    /// are one piece.
+impl<'a, R: Real> Pair<'a, R> {
+    /// Reads both rows, piece by piece; keeps their exponentials.
     #[inline(always)]
     fn of<S: Simd, E: Element<Real = R>>(
         simd: S,
         [a, b]: [&[E]; 2],
         temperature: f64,
-        [a_exp, b_exp]: [&mut [R]; 2],
+        [a_kept, b_kept]: [&'a mut Kept<R>; 2],
     ) -> Self {
-        let nothing = Softmax::nothing(temperature);
-        let mut pair = Self { a: nothing, b: nothing, dot: 0.0, temperature };
-        for piece in pieces(a.len()) {
-            let (a, b) = (&a[piece.clone()], &b[piece]);
-            let before = pair.a.sum;
-            let rise = [pair.a.raise(simd::max(simd, a), temperature), pair.b.raise(simd::max(simd, b), temperature)];
+        let mut softmaxes = [Softmax::nothing(temperature); 2];
+        let [a_softmax, b_softmax] = &mut softmaxes;
+        let mut dot = 0.0;
+        for (i, piece) in pieces(a.len()) {
+            let before = a_softmax.sum;
+            let rise = [
+                a_softmax.raise(simd::max(simd, &a[piece.clone()])),
+                b_softmax.raise(simd::max(simd, &b[piece.clone()])),
+            ];
             if rise != [0.0; 2] && before != 0.0 {
-                pair.dot += before * (rise[1] - rise[0]);
+                dot += before * (rise[1] - rise[0]);
                 let shrink = (-rise[0] / temperature).exp();
                 // Nothing is left of the terms so far, be they infinite.
-                pair.dot = if shrink == 0.0 && pair.dot.is_infinite() { 0.0 } else { pair.dot * shrink };
+                dot = if shrink == 0.0 && dot.is_infinite() { 0.0 } else { dot * shrink };
             }
-            pair.add(simd, [a, b], [a_exp, b_exp]);
+            // One after the other: both in one loop need more registers than there are.
+            a_softmax.add(simd, a, i, piece.clone(), a_kept);
+            b_softmax.add(simd, b, i, piece.clone(), b_kept);
+            let maxima = [a_softmax.max, b_softmax.max].map(|max| Vector::<S, E>::splat(simd, max));
+            let zero = splat::<S, R>(simd, 0.0);
+            let (a, b, a_exp) = (&a[piece.clone()], &b[piece.clone()], &a_kept.exponentials[piece]);
+            let mut sum = Sum::<S, R>::new(simd);
+            for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp], write [], sum [sum], |at, counted| {
+                let a_e = load::<S, R>(simd, a_exp, at);
+                let difference = (load(simd, a, at) - maxima[0]) - (load(simd, b, at) - maxima[1]);
+                // Where `A` is 0 the difference may be anything.
+                sum.add(counted.of(a_e * a_e.simd_eq(zero).select(zero, difference)));
+            });
+            dot += sum.total();
         }
-        pair.a.finish();
-        pair.b.finish();
-        pair
+        let [mut a, mut b] = softmaxes;
+        a.finish();
+        b.finish();
+        Self { a, b, dot, temperature, kept: [a_kept, b_kept] }
     }
 
-    /// Adds a piece to the sums.
+    /// The exponentials of a piece.
     #[inline(always)]
-    fn add<S: Simd, E: Element<Real = R>>(&mut self, simd: S, [a, b]: [&[E]; 2], [a_exp, b_exp]: [&mut [R]; 2]) {
-        // One after the other: both in one loop need more registers than there are.
-        self.a.sum += self.a.exponentials(simd, a, a_exp);
-        self.b.sum += self.b.exponentials(simd, b, b_exp);
-        let (a_max, b_max) = (Vector::<S, E>::splat(simd, self.a.max), Vector::<S, E>::splat(simd, self.b.max));
-        let zero = splat::<S, R>(simd, 0.0);
-        let mut dot = Sum::<S, R>::new(simd);
-        for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp], write [], sum [dot], |at, counted| {
-            let a_e = load::<S, R>(simd, a_exp, at);
-            let difference = (load(simd, a, at) - a_max) - (load(simd, b, at) - b_max);
-            // Where `A` is 0 the difference may be anything.
-            dot.add(counted.of(a_e * a_e.simd_eq(zero).select(zero, difference)));
-        });
-        self.dot += dot.total();
+    fn exponentials(&self, piece: Range<usize>) -> [&'a [R]; 2] {
+        let [a, b] = self.kept;
+        [&a.exponentials[piece.clone()], &b.exponentials[piece]]
     }
 
-    /// The exponentials of a piece, unless [`of`](Pair::of) has left them there.
+    /// What those of a piece are to be multiplied by.
     #[inline(always)]
-    fn recompute<S: Simd, E: Element<Real = R>>(
-        &self,
-        simd: S,
-        [a, b]: [&[E]; 2],
-        piece: std::ops::Range<usize>,
-        [a_exp, b_exp]: [&mut [R]; 2],
-    ) {
-        if piece.len() < a.len() {
-            self.a.exponentials(simd, &a[piece.clone()], a_exp);
-            self.b.exponentials(simd, &b[piece], b_exp);
-        }
+    fn per_sums<S: Simd>(&self, simd: S, index: usize) -> [R::Native<S>; 2] {
+        let [a, b] = self.kept;
+        [splat::<S, R>(simd, self.a.per_sum(index, a)), splat::<S, R>(simd, self.b.per_sum(index, b))]
     }
 
     /// `KL(A || B)`: `sum_k A_k (log A_k - log B_k)`, of which the sums hold all that is needed. As `A` and `B` both add
     /// up to 1, it is also `sum_k A_k (exp(d_k) - 1 - d_k)` with `d = log B - log A`, of which no term is negative:
     /// nothing cancels where they are close.
     #[inline(always)]
-    fn kl<S: Simd, E: Element<Real = R>>(&self, simd: S, [a, b]: [&[E]; 2], [a_exp, b_exp]: [&mut [R]; 2]) -> f64 {
+    fn kl<S: Simd, E: Element<Real = R>>(&self, simd: S, [a, b]: [&[E]; 2]) -> f64 {
         let divergence = self.dot / self.temperature / self.a.sum + (self.b.sum / self.a.sum).ln();
         if divergence >= CLOSE_BELOW || divergence.is_nan() {
             return divergence;
         }
         let logs = self.logs(simd);
-        let per_a_sum = splat::<S, R>(simd, 1.0 / self.a.sum);
-        let per_b_sum = splat::<S, R>(simd, 1.0 / self.b.sum);
         let mut sum = Sum::<S, R>::new(simd);
-        for piece in pieces(a.len()) {
-            self.recompute(simd, [a, b], piece.clone(), [a_exp, b_exp]);
+        for (i, piece) in pieces(a.len()) {
+            let [per_a_sum, per_b_sum] = self.per_sums(simd, i);
+            let [a_exp, b_exp] = self.exponentials(piece.clone());
             let (a, b) = (&a[piece.clone()], &b[piece]);
             for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp, b_exp], write [], sum [sum], |at, counted| {
                 let a_k = load::<S, R>(simd, a_exp, at) * per_a_sum;
@@ -332,9 +321,9 @@ impl<R: Real> Pair<R> {
 
     /// What the Jensen-Shannon divergence of `A` and `B` needs of `M = beta B + (1 - beta) A`.
     #[inline(always)]
-    fn mixture<S: Simd>(&self, simd: S, beta: f64) -> Mixture<R::Native<S>> {
+    fn mixture<S: Simd>(&self, simd: S, beta: f64, index: usize) -> Mixture<R::Native<S>> {
         Mixture {
-            per_sums: [splat::<S, R>(simd, 1.0 / self.a.sum), splat::<S, R>(simd, 1.0 / self.b.sum)],
+            per_sums: self.per_sums(simd, index),
             shares: [splat::<S, R>(simd, 1.0 - beta), splat::<S, R>(simd, beta)],
         }
     }

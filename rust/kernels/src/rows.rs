@@ -9,17 +9,27 @@ use crate::par::{self, Chunks};
 use crate::simd::{Element, MAX_LANES, Real, Vector};
 use crate::{Error, check_len, check_shape};
 
-/// The longest row whose exponentials are kept, and the longest piece of one whose exponentials are recomputed.
-pub(crate) const KEPT: usize = 2048;
+/// The longest piece that a row is gone through in: two of them, of two rows, fit the cache next to the CPU.
+pub(crate) const PIECE: usize = 2048;
 
-/// Room for the exponentials of a piece of two rows: small enough for the cache next to the CPU, and for short rows
-/// no larger than they need, so that it leaves that cache to them.
-pub(crate) struct Scratch<R>(pub(crate) [Vec<R>; 2]);
+/// Room for the exponentials of two rows: no larger than they need, so that it leaves the cache to them.
+pub(crate) struct Scratch<R>(pub(crate) [Kept<R>; 2]);
+
+/// What is kept of a row between two passes.
+pub(crate) struct Kept<R> {
+    /// The exponentials of its elements, less a maximum: the largest element up to the end of its piece.
+    pub(crate) exponentials: Vec<R>,
+    /// That of each piece.
+    pub(crate) maxima: Vec<R>,
+}
 
 impl<R: Real> Scratch<R> {
     pub(crate) fn new(columns: usize) -> Self {
-        let len = columns.clamp(MAX_LANES, KEPT);
-        Self([vec![R::default(); len], vec![R::default(); len]])
+        let kept = || Kept {
+            exponentials: vec![R::default(); columns.max(MAX_LANES)],
+            maxima: vec![R::default(); columns.div_ceil(PIECE)],
+        };
+        Self([kept(), kept()])
     }
 }
 

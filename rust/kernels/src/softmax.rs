@@ -1,17 +1,19 @@
 //! The softmax of a row, as the other formulas use it and on its own.
 
+use std::ops::Range;
+
 use fearless_simd::prelude::*;
 
 use crate::exp::Exp;
-use crate::rows::{self, KEPT, RowFormula, Scratch};
+use crate::rows::{self, Kept, PIECE, RowFormula, Scratch};
 use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, splat, store};
 use crate::{Error, check_shape, check_temperature};
 
-/// The pieces that a row is gone through in, none shorter than half of [`KEPT`] unless the row is.
+/// The pieces that a row is gone through in, none shorter than half of [`PIECE`] unless the row is.
 #[inline(always)]
-pub(crate) fn pieces(len: usize) -> impl ExactSizeIterator<Item = std::ops::Range<usize>> {
-    let count = len.div_ceil(KEPT);
-    (0..count).map(move |i| i * len / count..(i + 1) * len / count)
+pub(crate) fn pieces(len: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let count = len.div_ceil(PIECE);
+    (0..count).map(move |i| (i, i * len / count..(i + 1) * len / count))
 }
 
 /// `softmax(x / T)` of a row: element `k` is `exp((x_k - max) / T) / sum`.
@@ -19,18 +21,18 @@ pub(crate) fn pieces(len: usize) -> impl ExactSizeIterator<Item = std::ops::Rang
 pub(crate) struct Softmax<R> {
     pub(crate) max: R,
     pub(crate) sum: f64,
-    pub(crate) exp: Exp<R>,
+    temperature: f64,
+    exp: Exp<R>,
 }
 
 impl<R: Real> Softmax<R> {
-    /// Reads a row; leaves its exponentials in `kept` where the row is one piece.
+    /// Reads a row; keeps its exponentials.
     #[inline(always)]
-    pub(crate) fn of<S: Simd, E: Element<Real = R>>(simd: S, row: &[E], temperature: f64, kept: &mut [R]) -> Self {
+    pub(crate) fn of<S: Simd, E: Element<Real = R>>(simd: S, row: &[E], temperature: f64, kept: &mut Kept<R>) -> Self {
         let mut softmax = Self::nothing(temperature);
-        for piece in pieces(row.len()) {
-            let piece = &row[piece];
-            softmax.raise(simd::max(simd, piece), temperature);
-            softmax.sum += softmax.exponentials(simd, piece, kept);
+        for (i, piece) in pieces(row.len()) {
+            softmax.raise(simd::max(simd, &row[piece.clone()]));
+            softmax.add(simd, row, i, piece, kept);
         }
         softmax.finish();
         softmax
@@ -39,18 +41,18 @@ impl<R: Real> Softmax<R> {
     /// Of no element yet.
     #[inline(always)]
     pub(crate) fn nothing(temperature: f64) -> Self {
-        Self { max: R::default(), sum: 0.0, exp: Exp::new(1.0 / temperature) }
+        Self { max: R::default(), sum: 0.0, temperature, exp: Exp::new(1.0 / temperature) }
     }
 
     /// Takes the maximum of the next piece into account; returns by how much that raises the one so far.
     #[inline(always)]
-    pub(crate) fn raise(&mut self, max: R, temperature: f64) -> f64 {
+    pub(crate) fn raise(&mut self, max: R) -> f64 {
         if self.sum == 0.0 {
             // As long as there is nothing but -inf it is held against 0, since -inf - -inf is no number.
             self.max = if max.to_f64() == f64::NEG_INFINITY { R::default() } else { max };
         } else if max > self.max {
             let rise = max.to_f64() - self.max.to_f64();
-            self.sum *= (-rise / temperature).exp();
+            self.sum *= (-rise / self.temperature).exp();
             self.max = max;
             return rise;
         }
@@ -65,10 +67,32 @@ impl<R: Real> Softmax<R> {
         }
     }
 
+    /// Adds a piece, whose maximum has been taken into account.
+    #[inline(always)]
+    pub(crate) fn add<S: Simd, E: Element<Real = R>>(
+        &mut self,
+        simd: S,
+        row: &[E],
+        index: usize,
+        piece: Range<usize>,
+        kept: &mut Kept<R>,
+    ) {
+        self.sum += self.exponentials(simd, &row[piece.clone()], &mut kept.exponentials[piece]);
+        // That of nothing but -inf so far is not 0, against which it was held.
+        kept.maxima[index] = if self.sum == 0.0 { R::from_f64(f64::NEG_INFINITY) } else { self.max };
+    }
+
+    /// What the kept exponentials of a piece are to be multiplied by: 1 / sum, for the maximum of the whole row.
+    #[inline(always)]
+    pub(crate) fn per_sum(&self, index: usize, kept: &Kept<R>) -> f64 {
+        let rise = self.max.to_f64() - kept.maxima[index].to_f64();
+        if rise == 0.0 { 1.0 / self.sum } else { (-rise / self.temperature).exp() / self.sum }
+    }
+
     /// Writes `exp((x_k - max) / T)` of a piece of the row, and returns their sum.
     ///
     /// A function of its own, with the CPU features of its callers, as they are many.
-    pub(crate) fn exponentials<S: Simd, E: Element<Real = R>>(&self, simd: S, piece: &[E], out: &mut [R]) -> f64 {
+    fn exponentials<S: Simd, E: Element<Real = R>>(&self, simd: S, piece: &[E], out: &mut [R]) -> f64 {
         simd.vectorize(
             #[inline(always)]
             || self.exponentials_inline(simd, piece, out),
@@ -87,10 +111,22 @@ impl<R: Real> Softmax<R> {
         sum.total()
     }
 
+    /// Writes the softmax, times a factor.
+    #[inline(always)]
+    pub(crate) fn times<S: Simd, E: Element<Real = R>>(&self, simd: S, factor: f64, kept: &Kept<R>, out: &mut [E]) {
+        for (i, piece) in pieces(out.len()) {
+            let factor = splat::<S, R>(simd, factor * self.per_sum(i, kept));
+            let (e, out) = (&kept.exponentials[piece.clone()], &mut out[piece]);
+            for_each_vector!(simd, Vector<S, E>, out.len(), read [e], write [out], sum [], |at, _counted| {
+                store::<S, E>(load::<S, R>(simd, e, at) * factor, out, at);
+            });
+        }
+    }
+
     /// `log softmax(x / T)` of element `x_k`.
     #[inline(always)]
-    pub(crate) fn log<E: Element<Real = R>>(&self, x_k: E, temperature: f64) -> f64 {
-        (x_k.to_f64() - self.max.to_f64()) / temperature - self.sum.ln()
+    pub(crate) fn log<E: Element<Real = R>>(&self, x_k: E) -> f64 {
+        (x_k.to_f64() - self.max.to_f64()) / self.temperature - self.sum.ln()
     }
 }
 
@@ -127,21 +163,11 @@ impl<E: Element> RowFormula<E> for Forward<'_, E> {
         _row: usize,
         [logits, _]: [&[E]; 2],
         out: Option<&mut [E]>,
-        Scratch([e, _]): &mut Scratch<E::Real>,
+        Scratch([kept, _]): &mut Scratch<E::Real>,
     ) -> f64 {
-        let softmax = Softmax::of(simd, logits, self.temperature, e);
-        let per_sum = splat::<S, E::Real>(simd, 1.0 / softmax.sum);
-        let Some(out) = out else { return 0.0 };
-        let pieces = pieces(logits.len());
-        let recompute = pieces.len() > 1;
-        for piece in pieces {
-            if recompute {
-                softmax.exponentials(simd, &logits[piece.clone()], e);
-            }
-            let out = &mut out[piece];
-            for_each_vector!(simd, Vector<S, E>, out.len(), read [e], write [out], sum [], |at, _counted| {
-                store::<S, E>(load::<S, E::Real>(simd, e, at) * per_sum, out, at);
-            });
+        let softmax = Softmax::of(simd, logits, self.temperature, kept);
+        if let Some(out) = out {
+            softmax.times(simd, 1.0, kept, out);
         }
         0.0
     }

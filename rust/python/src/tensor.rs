@@ -326,6 +326,13 @@ impl Operands {
             )));
         }
 
+        // The view shows the values that are to be negated.
+        if is_negated(object)? {
+            return Err(PyValueError::new_err(format!(
+                "{argument}: a negated view (accepted: tensors that hold their values; see Tensor.resolve_neg)"
+            )));
+        }
+
         let start = tensor.data.wrapping_byte_add(tensor.byte_offset as usize);
         if bytes > 0 && tensor.data.is_null() {
             return Err(PyTypeError::new_err(format!(
@@ -377,12 +384,8 @@ pub fn plain(object: &Bound<'_, PyAny>) -> PyResult<Option<(DType, Vec<usize>)>>
     let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
     // SAFETY: as in `Operands::borrow`.
     let (sizes, strides) = unsafe { (array(tensor.shape, rank), array(tensor.strides, rank)) };
-    // A null pointer: its values, if any, are elsewhere. The view does not show that they are to be negated.
-    if tensor.data.is_null()
-        || sizes.contains(&0)
-        || !is_contiguous(sizes, strides)
-        || object.call_method0(intern!(py, "is_neg"))?.is_truthy()?
-    {
+    // A null pointer: its values, if any, are elsewhere.
+    if tensor.data.is_null() || sizes.contains(&0) || !is_contiguous(sizes, strides) || is_negated(object)? {
         return Ok(None);
     }
     Ok(Some((dtype, sizes.iter().map(|&size| size as usize).collect())))
@@ -458,6 +461,11 @@ fn is_contiguous(sizes: &[i64], strides: &[i64]) -> bool {
         expected *= size;
     }
     true
+}
+
+/// Whether the values of a tensor are those in its memory, negated: as in the imaginary part of a conjugate.
+fn is_negated(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()
 }
 
 fn type_name(object: &Bound<'_, PyAny>) -> String {

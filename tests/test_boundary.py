@@ -1,0 +1,577 @@
+"""What crosses from PyTorch into Rust: tensors that are not what they seem, threads, forks, and errors.
+
+PyTorch's exchange table describes any tensor as dense memory, whatever else it is: what a kernel would read there is
+not always what PyTorch would.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map
+
+from cid import _native
+from cid import functional as F
+from cid.backends import native
+
+B, C = 6, 5
+NAMED = r"^(\w+: |backend 'native' can't take this call: )"
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's, of tensors that it calls prototypes or deprecated
+
+
+class Wrapper(Tensor):
+    """A tensor whose values are another's."""
+
+    wrapped: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Wrapper":
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.wrapped = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return func(*tree_map(lambda x: x.wrapped if isinstance(x, Wrapper) else x, args), **(kwargs or {}))
+
+
+@dataclass
+class Kind:
+    """A tensor of an unusual kind with the values of a usual one, and a way back."""
+
+    make: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor] = torch.clone
+
+
+def simple(make: Callable[[Tensor], Tensor], read: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    @contextmanager
+    def context() -> Iterator[Kind]:
+        yield Kind(make, read)
+
+    return context
+
+
+@contextmanager
+def fake() -> Iterator[Kind]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        yield Kind(mode.from_tensor, lambda x: x)  # it has a shape, and no values
+
+
+@contextmanager
+def dtensor() -> Iterator[Kind]:
+    if not dist.is_available():
+        pytest.skip("this build of PyTorch has no torch.distributed")
+    from torch._C._distributed_c10d import HashStore
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        yield Kind(
+            lambda x: distribute_tensor(x, mesh, [Replicate()]),
+            lambda x: x.full_tensor() if isinstance(x, DTensor) else x,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def dual() -> Iterator[Kind]:
+    with forward_ad.dual_level():
+        yield Kind(
+            lambda x: forward_ad.make_dual(x, torch.ones_like(x)) if x.is_floating_point() else x,
+            lambda x: forward_ad.unpack_dual(x).primal,
+        )
+
+
+@contextmanager
+def batched() -> Iterator[Kind]:
+    from torch._C._functorch import _add_batch_dim, _remove_batch_dim, _vmap_decrement_nesting, _vmap_increment_nesting
+
+    level = _vmap_increment_nesting(1, "error")
+    try:
+        yield Kind(lambda x: _add_batch_dim(x[None], 0, level), lambda x: _remove_batch_dim(x, level, 1, 0)[0])
+    finally:
+        _vmap_decrement_nesting()
+
+
+@contextmanager
+def functionalised() -> Iterator[Kind]:
+    from torch._C._functorch import _func_decrement_nesting, _func_increment_nesting, _unwrap_functional_tensor
+    from torch._C._functorch import _wrap_functional_tensor as wrap
+
+    level = _func_increment_nesting(True)
+    try:
+        yield Kind(lambda x: wrap(x, level), lambda x: _unwrap_functional_tensor(x, True))
+    finally:
+        _func_decrement_nesting()
+
+
+def negative(x: Tensor) -> Tensor:
+    return torch._neg_view(-x)
+
+
+def imaginary(x: Tensor) -> Tensor:
+    """Of a conjugate: a view that is negated and strided, as anybody may come by it."""
+    return torch.complex(torch.zeros_like(x), -x).conj().imag if x.is_floating_point() else negative(x)
+
+
+def zero(x: Tensor) -> Tensor:
+    return torch._efficientzerotensor(x.shape, dtype=x.dtype)
+
+
+def quantized(x: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8) if x.is_floating_point() else x
+
+
+KINDS: dict[str, Any] = {
+    "fake": fake,
+    "dtensor": dtensor,
+    "dual": dual,
+    "batched": batched,
+    "functionalised": functionalised,
+    "functional_tensor": simple(torch._to_functional_tensor, torch._from_functional_tensor),
+    "wrapper": simple(Wrapper),
+    "zero": simple(zero),
+    "negative": simple(negative),
+    "imaginary": simple(imaginary),
+    "conjugate": simple(lambda x: x.to(torch.complex64).conj()),
+    "meta": simple(lambda x: x.to("meta"), lambda x: x),
+    "sparse": simple(Tensor.to_sparse),
+    "sparse_csr": simple(lambda x: x.to_sparse_csr() if x.ndim == 2 else x.to_sparse()),
+    "mkldnn": simple(lambda x: x.to_mkldnn() if x.is_floating_point() else x),
+    "quantized": simple(quantized),
+    "nested": simple(lambda x: torch.nested.nested_tensor(list(x))),
+    "jagged": simple(lambda x: torch.nested.nested_tensor(list(x[..., None]), layout=torch.jagged)),
+}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def _inputs() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(B, C), torch.randn(B, C), torch.arange(B) % 3
+
+
+def _cid_loss(s: Tensor, t: Tensor, y: Tensor, *, backend: str, **options: Any) -> Tensor:
+    given: dict[str, Any] = {"adapter_weight": torch.eye(C), "adapter_bias": torch.ones(C)}
+    given |= {"head_weight": torch.ones(C, 2 * C), "head_bias": torch.ones(C), "context": torch.eye(C)}
+    if mesh := getattr(s, "device_mesh", None):  # its products are with its like alone
+        from torch.distributed.tensor import Replicate, distribute_tensor
+
+        given = {name: distribute_tensor(x, mesh, [Replicate()]) for name, x in given.items()}
+    return F.cid_loss(s, s, t, t, y, **given, beta=1.0, gamma=1.0, backend=backend, **options).loss
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "kd": lambda s, t, y, *, backend: F.kd_loss(s, t, backend=backend),
+    "kd_labelled": lambda s, t, y, *, backend: F.kd_loss(s, t, target=y, ignore_index=1, backend=backend),
+    "sample": lambda s, t, y, *, backend: F.sample_loss(s, t, backend=backend),
+    "class": lambda s, t, y, *, backend: F.class_loss(s, t, y, backend=backend),
+    "cid": _cid_loss,
+}
+PLACES = {"all": (0, 1, 2), "floats": (0, 1), "student": (0,), "teacher": (1,), "target": (2,)}
+
+
+def _outcome(call: Callable[..., Tensor], kind: Kind, inputs: list[Tensor], backend: str) -> Tensor | Exception:
+    try:
+        return kind.read(call(*inputs, backend=backend))
+    except Exception as error:
+        return error
+
+
+@kinds
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_never_another_number(kind: Any, place: tuple[int, ...], loss: Callable[..., Tensor]) -> None:
+    """`auto` does as the reference does or says what it can't take, `native` is right or says so."""
+    usual = _inputs()
+    with kind() as made:
+        try:
+            inputs = [made.make(x) if i in place else x for i, x in enumerate(usual)]
+        except (RuntimeError, NotImplementedError) as error:
+            pytest.skip(f"there is none: {error}")
+        reference, auto, named = (_outcome(loss, made, inputs, name) for name in ("reference", "auto", "native"))
+    for ours in (auto, named):
+        if isinstance(ours, Exception):
+            # Where the reference could have served, it is our own error.
+            assert isinstance(reference, Exception) or pytest.RaisesExc(Exception, match=NAMED).matches(ours), ours
+        elif isinstance(reference, Exception):
+            pytest.fail(f"{ours} where the reference raises {reference!r}")
+        elif ours.is_meta or type(ours).__name__ == "FakeTensor":
+            assert ours.shape == reference.shape
+        else:
+            torch.testing.assert_close(ours, reference)
+
+
+@kinds
+def test_plain_is_not_said_of_them(kind: Any) -> None:
+    usual, *_ = _inputs()
+    with kind() as made:
+        unusual = made.make(usual)
+        if kind is dual:
+            assert _native.plain(unusual)  # it is, but for its tangent
+            assert not native.takes(unusual)
+        else:
+            assert not _native.plain(unusual)
+            assert not _native.plain(torch.ones(2, 2), unusual)
+
+
+class _Parameter(nn.Parameter):
+    pass
+
+
+def test_plain() -> None:
+    x = torch.ones(4, 6)
+    for yes in ((x,), (x, nn.Parameter(x)), (x.half(), x.half()), (x.double(),), (x.bfloat16(),), (x[1:],), (x[0, 0],)):
+        assert _native.plain(*yes) is True
+    assert _native.plain(x.requires_grad_(), x.detach()) is True
+    different: list[tuple[object, ...]] = [(x, x.double()), (x, x.half()), (x.half(), x.bfloat16()), (x, None), (None,)]
+    different += [(x.long(),), (x.bool(),), (x.to(torch.complex64),), (x[:0],), (x.mT,), (x[:, ::2],), ([1.0],)]
+    different += [(x.detach().numpy(),), (_Parameter(x.detach()),), (x.detach().as_subclass(Wrapper),)]
+    for no in different:
+        assert _native.plain(*no) is False
+
+
+def _kernels() -> dict[str, tuple[Callable[..., None], list[Any]]]:
+    """Each kernel with arguments that it takes."""
+    s, t, y = _inputs()
+
+    def new(*shape: int) -> Tensor:
+        return torch.zeros(shape)
+
+    return {
+        "kd": (_native.kd, [s, t, y, 4.0, "forward", 0.5, -100, True, new(), new(B, C)]),
+        "cross_entropy": (_native.cross_entropy, [s, y, -100, new(), new(B, C)]),
+        "sample": (_native.sample, [s, t, True, new(), new(B, C)]),
+        "class": (_native.class_, [s, t, y, -100, new(), new(B, C)]),
+        "softmax": (_native.softmax, [s, 4.0, new(B, C)]),
+        "softmax_backward": (_native.softmax_backward, [s, torch.softmax(t, 1), 4.0, new(B, C)]),
+        "context_weights": (_native.context_weights, [t, y, 4.0, -100, new(B)]),
+        "accumulate_context": (_native.accumulate_context, [s, torch.rand(B), y, -100, new(C, C), new(C)]),
+        "cid_before": (
+            _native.cid_before,
+            [s, s, t, t, y, 4.0, -100, new(4), new(B, C), new(B, C), new(B, 2 * C), new(B, C), new(C, C), new(C)],
+        ),
+        "cid_after": (
+            _native.cid_after,
+            [s, t, s, y, -100, 1.0, 1.0, 1.0, new(4), new(), new(B, C), new(B, C)],
+        ),
+    }
+
+
+NEGATED = ("negative", "imaginary")
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name not in ("dual", *NEGATED)])
+@pytest.mark.parametrize("name", _kernels())
+def test_kernels_refuse_them(name: str, kind: str) -> None:
+    _refuses(name, KINDS[kind])
+
+
+@pytest.mark.parametrize("name", _kernels())
+def test_kernels_refuse_negated_views(name: str) -> None:
+    """Of which the table shows the values that are to be negated."""
+    _refuses(name, KINDS["negative"])
+
+
+def _refuses(name: str, kind: Any) -> None:
+    """Each tensor of a call by itself, as an input or an output: an error, and nothing written."""
+    kernel, arguments = _kernels()[name]
+    kernel(*arguments)
+    before = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+    for i, argument in enumerate(arguments):
+        if not isinstance(argument, Tensor):
+            continue
+        with kind() as made:
+            try:
+                unusual = made.make(argument)
+            except (RuntimeError, NotImplementedError, TypeError):
+                continue  # there is none of this type or shape
+            if unusual is argument:
+                continue
+            with pytest.raises((TypeError, ValueError, RuntimeError), match=r"^\w+: "):
+                kernel(*arguments[:i], unusual, *arguments[i + 1 :])
+    for x, old in zip(arguments, before, strict=True):
+        assert not isinstance(x, Tensor) or torch.equal(x, old)
+
+
+LABELLED: dict[str, Callable[..., Any]] = {
+    "kd": lambda s, t, y, backend: F.kd_loss(s, t, target=y, ignore_index=1, backend=backend),
+    "class": lambda s, t, y, backend: F.class_loss(s, t, y, backend=backend),
+    "weights": lambda s, t, y, backend: F.context_weights(s, y, backend=backend),
+    "accumulate": lambda s, t, y, backend: F.accumulate_context(
+        s, torch.ones(B), y, torch.zeros(C, C), torch.zeros(C), backend=backend
+    ),
+    "cid": lambda s, t, y, backend: _cid_loss(s, t, y, backend=backend),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", None])
+@pytest.mark.parametrize("call", LABELLED.values(), ids=LABELLED)
+def test_negated_labels(call: Callable[..., Any], backend: str | None) -> None:
+    """They are what PyTorch takes them for, not what lies in memory."""
+    s, t, y = _inputs()
+    torch.testing.assert_close(call(s, t, negative(y), backend), call(s, t, y, backend))
+    with pytest.raises(ValueError, match=r"^target: label -1 at index 1"):
+        call(s, t, torch._neg_view(y), backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", None])
+@pytest.mark.parametrize("which", [0, 1])
+def test_negated_sums(which: int, backend: str | None) -> None:
+    """The batch would be subtracted."""
+    s, t, y = _inputs()
+    memory = [torch.zeros(C, C), torch.zeros(C)]
+    sums = [torch._neg_view(x) if i == which else x for i, x in enumerate(memory)]
+    with pytest.raises(ValueError, match=r"^(numerator|denominator|context_sums): "):
+        _cid_loss(s, t, y, backend=backend or "auto", context_sums=tuple(sums))
+    assert not any(x.any() for x in memory)
+
+
+def _trace_fx(function: Any, x: Tensor) -> Any:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function)(x)
+
+
+TRACERS = {"fx": _trace_fx, "jit": lambda function, x: torch.jit.trace(function, x, check_trace=False)}
+
+
+@pytest.mark.parametrize("trace", TRACERS.values(), ids=TRACERS)
+def test_what_is_traced_depends_on_its_input(trace: Any) -> None:
+    """A tracer sees PyTorch's operations alone: of a kernel, memory that nothing writes."""
+    s, t, _ = _inputs()
+    traced = trace(lambda x: F.kd_loss(x, t), s)
+    torch.testing.assert_close(traced(s + t), F.kd_loss(s + t, t))
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_batched_backward(reduction: str, backend: str) -> None:
+    """Several gradients of the output at once, by vmap over the backward: the same, or an error."""
+    s, t, _ = _inputs()
+    leaf = s.requires_grad_()
+    loss = F.kd_loss(leaf, t, reduction=reduction, backend=backend)
+    outer = torch.randn(3, *loss.shape)
+    expected = torch.stack([torch.autograd.grad(loss, leaf, g, retain_graph=True)[0] for g in outer])
+    try:
+        (ours,) = torch.autograd.grad(loss, leaf, outer, is_grads_batched=True)
+    except RuntimeError:
+        assert backend == "native"
+    else:
+        torch.testing.assert_close(ours, expected)
+
+
+PRELUDE = """
+import ctypes, os, signal, threading, time, warnings
+import torch
+from torch import nn
+from cid import _native, functional as F
+warnings.simplefilter("ignore")
+torch.set_num_threads(3)
+torch.manual_seed(0)
+# Below and above the size from which other Python threads may run meanwhile, and that of several tasks.
+SIZES = [(8, 16), (16, 1023), (17, 1024), (300, 1000)]
+INPUTS = [(torch.randn(n, c), torch.randn(n, c), torch.arange(n) % min(n // 2, c)) for n, c in SIZES]
+
+@torch.enable_grad()  # in hooks too
+def losses(i):
+    # Of PyTorch's own operations none that would take its pool.
+    s, t, y = INPUTS[i]
+    leaf = s.detach().requires_grad_()
+    kd, sample = F.kd_loss(leaf, t, backend="native"), F.sample_loss(leaf, t, backend="native")
+    class_ = F.class_loss(leaf, t, y, backend="native")
+    grads = [torch.autograd.grad(loss, leaf)[0] for loss in (kd, sample, class_)]
+    return [x.detach() for x in (kd, sample, class_, *grads)]
+
+EXPECTED = [losses(i) for i in range(len(SIZES))]
+
+def check(i):
+    assert all(torch.equal(a, b) for a, b in zip(losses(i), EXPECTED[i], strict=True)), SIZES[i]
+
+def check_all():
+    for i in range(len(SIZES)):
+        check(i)
+
+errors = []
+def thread(function, *arguments):
+    def body():
+        try:
+            function(*arguments)
+        except BaseException as error:
+            errors.append(error)
+    made = threading.Thread(target=body, daemon=True)
+    made.start()
+    return made
+"""
+
+SCENARIOS = {
+    "threads": """
+stop = threading.Event()
+holding = ctypes.PyDLL(None)  # as ctypes.pythonapi: the lock is held during a call
+def loop():
+    while not stop.is_set():
+        sum(range(2000))
+def hold():
+    while not stop.is_set():
+        holding.usleep(500)
+        ctypes.pythonapi.PyGILState_Check()
+        time.sleep(0.002)
+def pytorch():
+    a = torch.randn(400, 400)
+    while not stop.is_set():
+        torch.softmax(a @ a, 1).sum().item()
+others = [thread(f) for f in (loop, hold, pytorch)]
+def calls(i):
+    for _ in range(5):
+        check(i)
+callers = [thread(calls, i) for i in range(len(SIZES))] + [thread(calls, 3)]
+for caller in callers:
+    caller.join()
+stop.set()
+for other in others:
+    other.join()
+""",
+    "hooks": """
+# The backward runs in the engine's frame, here in several threads at once, and hooks call in again.
+def backward():
+    seen = []
+    s, t, _ = INPUTS[3]
+    leaf = s.clone().requires_grad_()
+    hidden = leaf * 1
+    hidden.register_hook(lambda grad: (check_all(), seen.append(grad))[:0] or None)
+    leaf.register_post_accumulate_grad_hook(lambda x: check_all())
+    F.kd_loss(hidden, t, backend="native").backward()
+    assert len(seen) == 1
+backward()
+for worker in [thread(backward) for _ in range(2)]:
+    worker.join()
+""",
+    "workers": """
+from torch.utils.data import DataLoader, Dataset
+class Checked(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        check_all()
+        return i
+stop = threading.Event()
+def calls():
+    while not stop.is_set():
+        check_all()
+# Forked while another thread is in a kernel.
+busy = thread(calls)
+for i, batch in enumerate(DataLoader(Checked(), batch_size=2, num_workers=2, multiprocessing_context="fork")):
+    assert batch.tolist() == [2 * i, 2 * i + 1]
+    check(3)
+stop.set()
+busy.join()
+""",
+    "forks": """
+stop = threading.Event()
+def calls(i):
+    while not stop.is_set():
+        check(i)
+busy = [thread(calls, i) for i in (1, 2, 3)]
+for _ in range(8):
+    time.sleep(0.003)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        code = 1
+        try:
+            found = [losses(i) for i in range(len(SIZES))]
+            torch.set_num_threads(1)  # PyTorch's own operations do hang in a fork with its pool
+            code = int(not all(torch.equal(a, b) for x, y in zip(found, EXPECTED) for a, b in zip(x, y)))
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    check(3)
+stop.set()
+for worker in busy:
+    worker.join()
+""",
+    "errors": """
+def refused(*types, **changed):
+    s, t, y = INPUTS[3]
+    call = {"student_logits": s, "teacher_logits": t, "target": y} | changed
+    try:
+        F.kd_loss(**call, backend="native")
+    except types:
+        check_all()
+    else:
+        raise SystemExit(f"{changed} was accepted")
+s, t, y = INPUTS[3]
+for _ in range(3):
+    refused(ValueError, target=y + 900)
+    refused(ValueError, teacher_logits=t[1:])
+    refused(TypeError, teacher_logits=t.double())
+    refused(TypeError, teacher_logits=None)
+    refused(RuntimeError, teacher_logits=t.to("meta"), student_logits=s.to("meta"), target=None)
+    refused(TypeError, target=y.int())
+""",
+    "panics": """
+# A pool that fails makes a kernel panic in the thread that called it; one that fails late, after it has done its work.
+from cid.backends import native
+Callback = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+Pool = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, Callback, ctypes.c_void_p)
+Count = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_uint32))
+@Count
+def count(out):
+    out[0] = 3
+    return 0
+def pool(status, threaded):
+    @Pool
+    def parallel_for(begin, end, grain, callback, context):
+        ranges = [(i, min(i + 7, end)) for i in range(begin, end, 7)]
+        workers = [thread(callback, *r, context) for r in ranges] if threaded else []
+        for worker in workers:
+            worker.join()
+        return status
+    _native.use_torch_threads(*(ctypes.cast(f, ctypes.c_void_p).value for f in (parallel_for, count)))
+    return parallel_for  # kept alive by whoever holds it
+for _ in range(3):
+    for threaded in (False, True):
+        failing = pool(7, threaded)
+        try:
+            check(3)
+        except RuntimeError as error:
+            assert str(error) == "panic in a kernel: torch_parallel_for failed with status 7", error
+        else:
+            raise SystemExit("no error")
+        check(0)  # too small for a pool
+        native._join_torch_threads()
+        check_all()
+    # As PyTorch's: Python threads, and the interpreter's lock, can be had while a kernel runs.
+    working = pool(0, True)
+    check_all()
+    native._join_torch_threads()
+""",
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_nothing_hangs(scenario: str) -> None:
+    """In a process by itself, which a hang would otherwise stop for ever; right results, to the bit."""
+    if scenario in ("workers", "forks") and not hasattr(os, "fork"):
+        pytest.skip("no fork on this platform")
+    if scenario == "threads" and sys.platform == "win32":
+        pytest.skip("no usleep on this platform")
+    if scenario == "panics" and sys.platform != "linux":
+        pytest.skip("only where PyTorch's pool is known to be used")
+    code = PRELUDE + SCENARIOS[scenario] + "\nif errors: raise errors[0]\nprint('done')\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "done\n", done.stderr
+    assert done.returncode == 0, done.stderr
