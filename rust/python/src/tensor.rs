@@ -419,8 +419,8 @@ fn view(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<DlTensor> {
 /// touch each of its pages for the first time, which for small ones takes longer than computing what goes there.
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: *mut c_void, bytes: usize) {
-    /// glibc maps what is as large by itself, whatever it was asked for before.
-    const LARGE: usize = 32 << 20;
+    /// From here on the call to ask costs nothing beside the kernel.
+    const LARGE: usize = 4 << 20;
     /// A multiple of the size of any system's pages.
     const PAGE: usize = 64 << 10;
     const MADV_HUGEPAGE: c_int = 14;
