@@ -507,6 +507,10 @@ def cid_loss(
     features :math:`A f_i + a`, and class as `class_loss` of the raw ones. Each is a mean over the batch (ce: over its
     labelled samples, 0 where there is none).
 
+    Memory: on the native backend, beyond inputs, results and gradients, one (B, C) matrix (first the student's belief,
+    then the gradient in z), [f ; m] of shape (B, 2 Ds), the adapted features and the gradient in them, both (B, Dt), and
+    the gradient of class, (B, Ds); of these [f ; m] and the gradients are kept for the backward.
+
     Args:
         student_features: f, shape (B, Ds): the input of the student's last linear layer.
         student_logits: s, shape (B, C).

@@ -96,15 +96,17 @@ pub fn accumulate_context<E: Element>(
         sums,
         || (),
         |(), block, (numerator, denominator)| {
-            for (i, total) in denominator.iter_mut().enumerate() {
-                let class = block * classes_a_block + i;
-                let members = &order[starts[class]..starts[class + 1]];
-                let sum = &mut numerator[i * columns..][..columns];
-                for &sample in members {
-                    *total += weights[sample];
+            let first = block * classes_a_block;
+            let starts = &starts[first..=first + denominator.len()];
+            dispatch!(level, simd => {
+                for (i, total) in denominator.iter_mut().enumerate() {
+                    let members = &order[starts[i]..starts[i + 1]];
+                    for &sample in members {
+                        *total += weights[sample];
+                    }
+                    add_weighted(simd, features, weights, members, &mut numerator[i * columns..][..columns]);
                 }
-                dispatch!(level, simd => add_weighted(simd, features, weights, members, sum));
-            }
+            });
         },
     );
     Ok(())
@@ -138,28 +140,31 @@ fn add_weighted<S: Simd, E: Element>(
     samples: &[usize],
     sum: &mut [E::Real],
 ) {
-    let (columns, lanes) = (sum.len(), Vector::<S, E>::LEN);
-    let row = |sample: usize| &features[sample * columns..][..columns];
     // Four at a time: their rows lie anywhere in memory, which is slow to find one after the other.
     let (fours, rest) = samples.as_chunks::<4>();
-    for fours in fours {
-        let rows = [row(fours[0]), row(fours[1]), row(fours[2]), row(fours[3])];
-        add_rows(simd, rows, fours.map(|sample| weights[sample]), sum, lanes);
+    for &fours in fours {
+        add_rows(simd, features, weights, fours, sum);
     }
-    for &sample in rest {
-        add_rows(simd, [row(sample)], [weights[sample]], sum, lanes);
+    match *rest {
+        [a] => add_rows(simd, features, weights, [a], sum),
+        [a, b] => add_rows(simd, features, weights, [a, b], sum),
+        [a, b, c] => add_rows(simd, features, weights, [a, b, c], sum),
+        _ => {}
     }
 }
 
-/// `sum += w f` for each of some rows, in their order.
+/// The same for so many samples at once, in their order.
 #[inline(always)]
 fn add_rows<S: Simd, E: Element, const N: usize>(
     simd: S,
-    rows: [&[E]; N],
-    weights: [E::Real; N],
+    features: &[E],
+    weights: &[E::Real],
+    samples: [usize; N],
     sum: &mut [E::Real],
-    lanes: usize,
 ) {
+    let (columns, lanes) = (sum.len(), Vector::<S, E>::LEN);
+    let rows: [&[E]; N] = std::array::from_fn(|i| &features[samples[i] * columns..][..columns]);
+    let weights: [E::Real; N] = std::array::from_fn(|i| weights[samples[i]]);
     let mut at = 0;
     while at + lanes <= sum.len() {
         let mut vector = load::<S, E::Real>(simd, sum, at);
