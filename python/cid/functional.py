@@ -508,8 +508,8 @@ def cid_loss(
     labelled samples, 0 where there is none).
 
     Memory: on the native backend, beyond inputs, results and gradients, one (B, C) matrix (first the student's belief,
-    then the gradient in z), [f ; m] of shape (B, 2 Ds), the adapted features and the gradient in them, both (B, Dt), and
-    the gradient of class, (B, Ds); of these [f ; m] and the gradients are kept for the backward.
+    then the gradient in z), [f ; m] of shape (B, 2 Ds), the adapted features and the gradient in them, both (B, Dt),
+    and the gradient of class, (B, Ds); of these [f ; m] and the gradients are kept for the backward.
 
     Args:
         student_features: f, shape (B, Ds): the input of the student's last linear layer.
