@@ -50,7 +50,7 @@ bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
 
 lock: .venv/.requirements ## Pin the newest versions of all development requirements
 	echo '# Made by `make lock` from pyproject.toml and requirements-dev.in.' > requirements-dev.txt
-	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --extra train \
+	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --all-extras \
 		pyproject.toml requirements-dev.in >> requirements-dev.txt
 
 clean: ## Remove the environment and everything built
