@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cid import functional as F
-from cid.backends import BACKENDS
+from cid.backends import select
 
 IGNORE = -100
 
@@ -45,7 +45,7 @@ def labels(rows: int, classes: int) -> Tensor:
 
 
 def _cross_entropy(z: Tensor, y: Tensor, *, backend: str) -> Tensor:
-    return BACKENDS[backend].cross_entropy(z, y, IGNORE)
+    return select(backend, z).cross_entropy(z, y, IGNORE)
 
 
 KD: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import cid
 from cid import functional as F
-from cid.backends import BACKENDS, native
+from cid.backends import native
 
 B, C, D = 6, 4, 9
 S, Q = torch.randn(B, C), torch.randn(B, C)
@@ -51,7 +51,7 @@ RENAMED = {
     ("cid_loss", "head_weight"): "weight",
     ("cid_loss", "head_bias"): "bias",
 }
-backends = pytest.mark.parametrize("backend", BACKENDS)
+backends = pytest.mark.parametrize("backend", ["native", "reference"])
 arguments = pytest.mark.parametrize(
     ("name", "argument"), [(name, a) for name, call in CALLS.items() for a, x in call.items() if isinstance(x, Tensor)]
 )
@@ -252,7 +252,7 @@ def test_degenerate_sizes(backend: str) -> None:
 
 def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     meta: dict[str, Any] = {"student_logits": S.to("meta"), "teacher_logits": Q.to("meta"), "target": None}
-    with pytest.raises(ValueError, match=r"^backend: got 'cuda'; accepted: 'auto', 'native', 'reference'"):
+    with pytest.raises(ValueError, match=r"^backend: got 'cuda'; accepted: 'auto', 'native', 'triton', 'reference'"):
         call("kd_loss", "cuda")
     with pytest.raises(RuntimeError, match=r"'native' can't take this call: a tensor is on meta, accepted: cpu"):
         call("kd_loss", "native", **meta)

@@ -5,12 +5,14 @@ type and device; half precision, and whatever comes under autocast, is computed 
 loss is float32, or float64 for float64 inputs.
 
 Every function takes `backend`: `None` for the fastest that can serve the call (or the one that the environment variable
-`CID_BACKEND` names), `"native"` (Rust; on the CPU) or `"reference"` (plain PyTorch, any device).
+`CID_BACKEND` names), `"native"` (Rust; on the CPU), `"triton"` (on a CUDA device) or `"reference"` (plain PyTorch, any
+device).
 A named backend that can't serve the call raises `RuntimeError`.
 
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
-from cid.backends import CIDOptions, KDOptions, fused, select, self_checking
+from cid.backends import CIDInputs, CIDOptions, Fused, KDOptions, dense, select, self_checking, self_checking_whole
 
 __all__ = [
     "CIDOutput",
@@ -351,18 +353,24 @@ def accumulate_context(
     if chosen is None or features.dtype in _checks.HALVES:
         features, weights = _autocast(features, weights)
         _checks.floats(features=features)
-        _checks.floats(numerator=numerator, denominator=denominator)
-        _checks.as_wide("features", features, weights=weights, numerator=numerator, denominator=denominator)
-        _checks.shape("numerator", numerator, ("C", "D"))
-        _checks.shape("denominator", denominator, (numerator.shape[0],))
-        _checks.shape("features", features, ("B", numerator.shape[1]))
+        _checks.as_wide("features", features, weights=weights)
+        _check_sums("features", {"features": features, "weights": weights}, numerator, denominator)
         _checks.shape("weights", weights, (features.shape[0],))
-        inputs = {"features": features, "weights": weights}
-        _checks.written(inputs, {"numerator": numerator, "denominator": denominator})
         chosen = select(backend, features, weights, numerator, denominator)
     _checks.labels("target", target, features)
     _checks.writable(numerator=numerator, denominator=denominator)
     chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
+
+
+def _check_sums(lead: str, read: Mapping[str, Tensor], numerator: Tensor, denominator: Tensor) -> None:
+    """Check the sums to which the features `lead` are added."""
+    features = read[lead]
+    _checks.floats(numerator=numerator, denominator=denominator)
+    _checks.as_wide(lead, features, numerator=numerator, denominator=denominator)
+    _checks.shape("numerator", numerator, ("C", "D"))
+    _checks.shape("denominator", denominator, (numerator.shape[0],))
+    _checks.shape(lead, features, ("B", numerator.shape[1]))
+    _checks.written(read, {"numerator": numerator, "denominator": denominator})
 
 
 def marginal_context(
@@ -554,94 +562,110 @@ def cid_loss(
 
     Source: Deng and Zhang 2021.
     """
-    student, teacher = (student_features, student_logits), (teacher_features, teacher_logits)
-    adapter, head = (adapter_weight, adapter_bias), (head_weight, head_bias)
+    inputs = CIDInputs(
+        student_features, student_logits, teacher_features, teacher_logits, target,
+        adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums,
+    )  # fmt: skip
     options = CIDOptions(alpha, beta, gamma, temperature, ignore_index)
-    tensors = student, teacher, target, adapter, head, context, context_sums
-    whole = None if differentiable_context else fused(backend)
-    if whole is not None and whole.cid_fits(*tensors, options):
-        loss, terms, logits = whole.cid_loss(*tensors, options)
-        ce, kd, sample, class_ = terms.unbind()
-        return CIDOutput(loss, ce, kd, sample, class_, logits)
-    _check_criterion(*tensors, options)
-    return _composed(*tensors, options, differentiable_context, backend)
+    chosen = None if differentiable_context else self_checking_whole(backend, inputs, options)
+    if chosen is None:
+        _check_criterion(inputs, options)
+        chosen = None if differentiable_context else _as_whole(backend, inputs)
+        if chosen is None:
+            return _composed(inputs, options, differentiable_context, backend)
+        inputs = dense(inputs)
+    loss, terms, logits = chosen.cid_loss(inputs, options)
+    ce, kd, sample, class_ = terms.unbind()
+    return CIDOutput(loss, ce, kd, sample, class_, logits)
 
 
-_Pair = tuple[Tensor, Tensor]
-
-
-def _check_criterion(
-    student: _Pair,
-    teacher: _Pair,
-    target: Tensor,
-    adapter: _Pair,
-    head: _Pair,
-    context: Tensor | None,
-    context_sums: _Pair | None,
-    options: CIDOptions,
-) -> None:
+def _check_criterion(inputs: CIDInputs, options: CIDOptions) -> None:
     """Check what the terms, called one by one, would call by other names, or find too late."""
     for name in ("alpha", "beta", "gamma"):
         _checks.number(name, getattr(options, name), low=0.0)
-    features, logits = student
-    given = {"student_features": features, "adapter_weight": adapter[0], "adapter_bias": adapter[1]}
-    if context is not None:
-        given |= {"head_weight": head[0], "head_bias": head[1]}
-    _checks.floats(**dict(zip(given, _autocast(*given.values()), strict=True)))
+    features, logits, teacher_features, context = (
+        inputs.student_features,
+        inputs.student_logits,
+        inputs.teacher_features,
+        inputs.context,
+    )
+    names = ["student_features", "adapter_weight", "adapter_bias"]
+    names += [] if context is None else ["head_weight", "head_bias"]
+    _checks.floats(**dict(zip(names, _autocast(*(getattr(inputs, name) for name in names)), strict=True)))
     _checks.tensor("student_logits", logits)
-    _checks.tensor("teacher_features", teacher[0])
+    _checks.tensor("teacher_features", teacher_features)
+    _checks.tensor("teacher_logits", inputs.teacher_logits)
     _checks.shape("student_features", features, ("B", "Ds"))
     batch, dim = features.shape
     _checks.shape("student_logits", logits, (batch, "C"))
     num_classes = logits.shape[1]
-    _checks.shape("teacher_features", teacher[0], (batch, "Dt"))
-    _checks.shape("adapter_weight", adapter[0], (teacher[0].shape[1], dim))
-    _checks.shape("adapter_bias", adapter[1], (teacher[0].shape[1],))
+    _checks.shape("teacher_features", teacher_features, (batch, "Dt"))
+    _checks.shape("teacher_logits", inputs.teacher_logits, (batch, num_classes))
+    _checks.shape("adapter_weight", inputs.adapter_weight, (teacher_features.shape[1], dim))
+    _checks.shape("adapter_bias", inputs.adapter_bias, (teacher_features.shape[1],))
     _checks.temperature(options.temperature)
     _checks.integer("ignore_index", options.ignore_index)
-    _checks.labels("target", target, features)
-    if context is None or context_sums is not None:
+    _checks.labels("target", inputs.target, features)
+    if context is None or inputs.context_sums is not None:
         # The other terms that see the labels know no number of classes, or come too late.
-        _checks.label_range("target", target, num_classes, options.ignore_index)
+        _checks.label_range("target", inputs.target, num_classes, options.ignore_index)
     if context is not None:
         _checks.tensor("context", context)
         _checks.shape("context", context, (num_classes, dim))
-        _checks.shape("head_weight", head[0], (num_classes, 2 * dim))
-        _checks.shape("head_bias", head[1], (num_classes,))
+        _checks.shape("head_weight", inputs.head_weight, (num_classes, 2 * dim))
+        _checks.shape("head_bias", inputs.head_bias, (num_classes,))
 
 
-def _composed(
-    student: _Pair,
-    teacher: _Pair,
-    target: Tensor,
-    adapter: _Pair,
-    head: _Pair,
-    context: Tensor | None,
-    context_sums: _Pair | None,
-    options: CIDOptions,
-    differentiable_context: bool,
-    backend: str | None,
-) -> CIDOutput:
+def _as_whole(backend: str | None, inputs: CIDInputs) -> Fused | None:
+    """The backend, if it has the whole criterion as one node and can take these inputs, which have been checked, so."""
+    read = {
+        name: x for name, x in inputs._asdict().items() if isinstance(x, Tensor) and name not in ("target", "context")
+    }
+    lead, sums = inputs.student_features, inputs.context_sums
+    if (
+        _autocast_is_on(lead)
+        # Too much of its gradients, written in the forward, would be lost before a GradScaler's factor could save it.
+        or lead.dtype == torch.float16
+        or any(x.dtype != lead.dtype or x.device != lead.device or x.numel() == 0 for x in read.values())
+    ):
+        return None
+    chosen = select(backend, *read.values())
+    if not isinstance(chosen, Fused):
+        return None
+    real = torch.float64 if lead.dtype == torch.float64 else torch.float32
+    if inputs.context is not None and (
+        inputs.context.dtype not in (lead.dtype, real) or inputs.context.device != lead.device
+    ):
+        return None
+    if sums is not None:
+        if any(x.dtype != real for x in sums):
+            return None
+        _check_sums("student_features", read, *sums)
+        _checks.writable(numerator=sums[0], denominator=sums[1])
+    return chosen
+
+
+def _composed(inputs: CIDInputs, options: CIDOptions, differentiable_context: bool, backend: str | None) -> CIDOutput:
     """The criterion as the sum of its terms."""
     alpha, beta, gamma, temperature, ignore_index = options
-    kd = kd_loss(student[1], teacher[1], temperature=temperature, backend=backend)
-    features, weight, bias = _autocast(student[0], *adapter)
-    sample = sample_loss(F.linear(features, weight, bias), teacher[0], backend=backend)
-    class_ = class_loss(student[0], teacher[0], target, ignore_index=ignore_index, backend=backend)
+    f, s, t, q, target, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
+    kd = kd_loss(s, q, temperature=temperature, backend=backend)
+    adapted = F.linear(*_autocast(f, adapter_weight, adapter_bias))
+    sample = sample_loss(adapted, t, backend=backend)
+    class_ = class_loss(f, t, target, ignore_index=ignore_index, backend=backend)
     if context is None:
         logits, ce = None, torch.zeros_like(kd)
     else:
         logits = interventional_logits(
-            *student, context, *head, temperature=temperature, differentiable=differentiable_context, backend=backend
-        )
+            f, s, context, head_weight, head_bias,
+            temperature=temperature, differentiable=differentiable_context, backend=backend,
+        )  # fmt: skip
         (wide,) = _autocast(logits)
         ce = select(backend, wide).cross_entropy(wide, target, ignore_index)
     if context_sums is not None:
         with torch.no_grad():
-            weights = context_weights(
-                teacher[1], target, temperature=temperature, ignore_index=ignore_index, backend=backend
-            )
-            accumulate_context(student[0], weights, target, *context_sums, ignore_index=ignore_index, backend=backend)
+            weights = context_weights(q, target, temperature=temperature, ignore_index=ignore_index, backend=backend)
+            accumulate_context(f, weights, target, *context_sums, ignore_index=ignore_index, backend=backend)
     loss = alpha * (ce + kd) + beta * sample + gamma * class_
     return CIDOutput(
         loss,

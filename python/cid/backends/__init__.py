@@ -1,18 +1,33 @@
 """The backends that compute the formulas, and the choice among them.
 
-A backend is a module with the functions of `Backend`. `reference` is plain PyTorch and runs everywhere; `native` (Rust)
-takes float32, float64, bfloat16 and float16 tensors on the CPU.
+`reference` is plain PyTorch and runs everywhere; `native` (Rust) takes float32, float64, bfloat16 and float16 tensors
+on the CPU; `triton` float32, bfloat16 and float16 tensors on a CUDA device. The latter two are kernels under the same
+autograd nodes, `fused`; torch.compile sees them as the operators of `ops`.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from cid.backends import native, reference
-from cid.backends.options import CIDOptions, KDOptions
+from cid.backends import native, ops, reference, triton
+from cid.backends.fused import Fused, dense
+from cid.backends.options import CIDInputs, CIDOptions, KDOptions
 
-__all__ = ["BACKENDS", "Backend", "CIDOptions", "Fused", "KDOptions", "fused", "select", "self_checking"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "CIDInputs",
+    "CIDOptions",
+    "Fused",
+    "KDOptions",
+    "dense",
+    "select",
+    "self_checking",
+    "self_checking_whole",
+]
 
 
 class Backend(Protocol):
@@ -50,38 +65,7 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
-class Fused(Backend, Protocol):
-    """A backend that has the whole criterion as one function."""
-
-    def cid_fits(
-        self,
-        student: tuple[Tensor, Tensor],
-        teacher: tuple[Tensor, Tensor],
-        target: Tensor,
-        adapter: tuple[Tensor, Tensor],
-        head: tuple[Tensor, Tensor],
-        context: Tensor | None,
-        context_sums: tuple[Tensor, Tensor] | None,
-        options: CIDOptions,
-        /,
-    ) -> bool: ...
-
-    def cid_loss(
-        self,
-        student: tuple[Tensor, Tensor],
-        teacher: tuple[Tensor, Tensor],
-        target: Tensor,
-        adapter: tuple[Tensor, Tensor],
-        head: tuple[Tensor, Tensor],
-        context: Tensor | None,
-        context_sums: tuple[Tensor, Tensor] | None,
-        options: CIDOptions,
-        /,
-    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
-
-
-BACKENDS: dict[str, Backend] = {"native": native, "reference": reference}
-
+BACKENDS = ("native", "triton", "reference")
 
 # Read once: a look into the environment costs as much as a kernel on a small batch.
 _DEFAULT = os.environ.get("CID_BACKEND") or "auto"
@@ -93,12 +77,12 @@ def self_checking(backend: str | None, *tensors: object) -> Backend | None:
     None sends the caller through its own checks and `select`: the careful way, for any other backend, for tensors that
     are empty, of several types or of unusual kinds, and for what is not a tensor at all.
     """
-    return native if (backend or _DEFAULT) in ("auto", "native") and native.takes(*tensors) else None
+    return native.backend if (backend or _DEFAULT) in ("auto", "native") and native.takes(*tensors) else None
 
 
-def fused(backend: str | None) -> Fused | None:
-    """The backend, if it is one that has the whole criterion as one function."""
-    return native if (backend or _DEFAULT) in ("auto", "native") else None
+def self_checking_whole(backend: str | None, inputs: CIDInputs, options: CIDOptions) -> Fused | None:
+    """Likewise for the whole criterion, whatever its arguments are."""
+    return native.backend if (backend or _DEFAULT) in ("auto", "native") and native.fits(inputs, options) else None
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:
@@ -110,10 +94,20 @@ def select(backend: str | None, *tensors: Tensor) -> Backend:
     """
     name = backend or _DEFAULT
     if name == "auto":
-        return reference if native.refusal(tensors) else native
-    if name not in BACKENDS:
+        name = "triton" if tensors[0].is_cuda else "native"
+        if _refusal(name, tensors):
+            return reference
+    elif name not in BACKENDS:
         source = "backend" if backend else "CID_BACKEND"
         raise ValueError(f"{source}: got {name!r}; accepted: 'auto', {', '.join(map(repr, BACKENDS))}")
-    if name == "native" and (reason := native.refusal(tensors)):
-        raise RuntimeError(f"backend 'native' can't take this call: {reason}; backend='reference' can")
-    return BACKENDS[name]
+    elif name != "reference" and (reason := _refusal(name, tensors)):
+        raise RuntimeError(f"backend {name!r} can't take this call: {reason}; backend='reference' can")
+    if name == "reference":
+        return reference
+    if torch.compiler.is_compiling():
+        return ops.backend
+    return native.backend if name == "native" else triton.backend()
+
+
+def _refusal(name: str, tensors: Sequence[Tensor]) -> str | None:
+    return native.refusal(tensors) if name == "native" else triton.refusal(tensors)

@@ -1,6 +1,8 @@
-"""The options that a formula hands to a backend as one."""
+"""What a formula hands to a backend as one."""
 
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class KDOptions(NamedTuple):
@@ -11,6 +13,22 @@ class KDOptions(NamedTuple):
     beta: float
     ignore_index: int
     reduction: str
+
+
+class CIDInputs(NamedTuple):
+    """The tensors of `cid.functional.cid_loss`."""
+
+    student_features: Tensor
+    student_logits: Tensor
+    teacher_features: Tensor
+    teacher_logits: Tensor
+    target: Tensor
+    adapter_weight: Tensor
+    adapter_bias: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
+    context: Tensor | None
+    context_sums: tuple[Tensor, Tensor] | None
 
 
 class CIDOptions(NamedTuple):

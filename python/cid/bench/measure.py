@@ -60,7 +60,7 @@ def measure(case: Case, *, seconds: float, against: str, count_memory: bool) -> 
     return {
         **case.to_json(),
         "simd": _native.build_info()["simd"],
-        "backend": "native" if select(None, *floats) is native else "reference",
+        "backend": "native" if select(None, *floats) is native.backend else "reference",
         "times": {name: asdict(timing) for name, timing in times.items()},
         "floor": floors,
         "x_floor": {

@@ -1,0 +1,36 @@
+"""The formulas in Triton, for CUDA devices: float32, bfloat16 and float16, computed in float32.
+
+Triton is imported when the first tensor on a GPU comes, not before: it is not everywhere where PyTorch is.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from cid.backends import fused
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refusal(tensors: Iterable[Tensor]) -> str | None:
+    """Why these tensors can't be taken, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    # Triton's interpreter, which runs the kernels on a CPU to test them.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted and torch.compiler.is_compiling():
+        return "Triton's interpreter can't be traced"
+    return fused.refusal(tensors, "cpu" if interpreted else "cuda", _TYPES)
+
+
+@functools.cache
+def backend() -> fused.Fused:
+    """The backend; imports Triton."""
+    from cid.backends.triton import kernels
+
+    return fused.Fused(cast(fused.Kernels, kernels))
