@@ -16,7 +16,7 @@ from cid import _native
 from cid.backends.fused import Fused, Kernels
 
 # Mutated arguments carry a letter each.
-_SCHEMAS = {
+SCHEMAS = {
     "kd": "Tensor student_logits, Tensor teacher_logits, Tensor? target, float temperature, str divergence, float beta,"
     " int ignore_index, bool mean, Tensor(a!) loss, Tensor(b!)? grad",
     "cross_entropy": "Tensor logits, Tensor target, int ignore_index, Tensor(a!) loss, Tensor(b!)? grad",
@@ -59,7 +59,7 @@ def _nothing(*_: Any) -> None:
     """The outputs are the caller's, of the right shapes already."""
 
 
-for _name, _schema in _SCHEMAS.items():
+for _name, _schema in SCHEMAS.items():
     _define(_name, _schema)
 
 
@@ -73,4 +73,4 @@ def _kernel(name: str) -> Callable[..., None]:
     return call
 
 
-backend = Fused(cast(Kernels, SimpleNamespace(**{name: _kernel(name) for name in _SCHEMAS})))
+backend = Fused(cast(Kernels, SimpleNamespace(**{name: _kernel(name) for name in SCHEMAS})))

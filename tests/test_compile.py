@@ -1,0 +1,234 @@
+"""torch.compile: every function and module in one graph, with the kernels in it, and the same results as without."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cid
+import cid.functional as F
+from cid.backends import ops
+from tests.cases import IGNORE
+
+CLASSES, STUDENT, TEACHER = 5, 6, 7
+Inputs = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batch(rows: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    def matrix(size: int, *, trained: bool) -> Tensor:
+        return torch.randn(rows, size, dtype=dtype).requires_grad_(trained)
+
+    return {
+        "f": matrix(STUDENT, trained=True),
+        "s": matrix(CLASSES, trained=True),
+        "a": matrix(TEACHER, trained=True),
+        "t": matrix(TEACHER, trained=False),
+        "q": matrix(CLASSES, trained=False),
+        "y": torch.where(torch.rand(rows) < 0.2, IGNORE, torch.arange(rows) % CLASSES),
+    }
+
+
+def _context(like: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, CLASSES * STUDENT, dtype=like.dtype).reshape(CLASSES, STUDENT)
+
+
+def _head(like: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, CLASSES * 2 * STUDENT, dtype=like.dtype).reshape(CLASSES, 2 * STUDENT)
+
+
+def _gathered(x: Inputs) -> Tensor:
+    numerator, denominator = torch.zeros(CLASSES, STUDENT), torch.zeros(CLASSES)
+    weights = F.context_weights(x["q"], x["y"])
+    F.accumulate_context(x["f"], weights, x["y"], numerator, denominator)
+    return numerator.sum() + denominator.square().sum() + 0 * x["f"].sum()
+
+
+FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
+    "kd": lambda x: F.kd_loss(x["s"], x["q"]),
+    "kd of each": lambda x: F.kd_loss(x["s"], x["q"], reduction="none").square().sum(),
+    "kd of tokens": lambda x: F.kd_loss(x["s"][None], x["q"][None], target=x["y"][None], divergence="js", beta=0.3),
+    "sample": lambda x: 3 * F.sample_loss(x["a"], x["t"]),
+    "class": lambda x: F.class_loss(x["f"], x["t"], x["y"]),
+    "contexts": _gathered,
+    "marginal": lambda x: F.marginal_context(x["s"], _context(x["s"]), differentiable=True).square().sum(),
+    "interventional": lambda x: (
+        F.interventional_logits(x["f"], x["s"], _context(x["s"]), _head(x["s"]), x["s"].new_zeros(CLASSES))
+        .square()
+        .sum()
+    ),
+}
+
+
+def criterion(**options: Any) -> cid.CIDLoss:
+    torch.manual_seed(0)
+    loss = cid.CIDLoss(STUDENT, TEACHER, CLASSES, beta=10.0, gamma=1.0, **options)
+    loss.bank.context.normal_()
+    return loss
+
+
+def _grads(inputs: Inputs, loss: Tensor) -> dict[str, Tensor]:
+    trained = {name: x for name, x in inputs.items() if x.requires_grad}
+    grads = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
+    return {name: grad for name, grad in zip(trained, grads, strict=True) if grad is not None}
+
+
+def _agree(compiled: Callable[[Inputs], Tensor], eager: Callable[[Inputs], Tensor], inputs: Inputs) -> None:
+    ours, truth = compiled(inputs), eager(inputs)
+    torch.testing.assert_close(ours, truth)
+    torch.testing.assert_close(_grads(inputs, ours), _grads(inputs, truth))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str) -> None:
+    torch.manual_seed(0)
+    function = FUNCTIONS[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for rows in (8, 9, 13):
+        _agree(compiled, function, batch(rows))
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2], ids=["trained", "gathering", "warm-up"])
+def test_criterion(warmup: int) -> None:
+    """The bank's sums, which the step changes, included."""
+    eager, traced = criterion(warmup_epochs=warmup), criterion(warmup_epochs=warmup)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    for rows in (8, 9, 13):
+        x = batch(rows)
+        outputs = [module(x["f"], x["s"], x["t"], x["q"], x["y"]) for module in (compiled, eager)]
+        for name, ours, truth in zip(cid.CIDOutput._fields, *outputs, strict=True):
+            torch.testing.assert_close(ours, truth, msg=lambda text, name=name: f"{name}: {text}")
+        for output in outputs:
+            output.loss.backward()
+        for (name, ours), truth in zip(traced.named_parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, truth.grad, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
+    assert traced.bank.numerator.any() == (warmup < 2)
+
+
+def test_the_compiled_graph_calls_the_kernels() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(criterion(warmup_epochs=0), fullgraph=True, backend=keep)
+    x = batch(8)
+    with torch.no_grad():
+        compiled(x["f"], x["s"], x["t"], x["q"], x["y"])
+    (graph,) = graphs
+    called = {str(node.target) for node in graph.graph.nodes}
+    assert {"cid.cid_before.default", "cid.cid_after.default"} <= called
+
+
+def test_another_batch_size_compiles_nothing_anew() -> None:
+    compiled = torch.compile(FUNCTIONS["kd"], fullgraph=True, backend="aot_eager")
+    for rows in (8, 9):  # the second makes the size a variable
+        compiled(batch(rows))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (2, 10, 64, 1000):
+            compiled(batch(rows))
+
+
+def test_a_size_marked_as_dynamic_stays_so() -> None:
+    compiled = torch.compile(criterion(warmup_epochs=0), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (8, 9, 64):
+            x = batch(rows)
+            for tensor in x.values():
+                torch._dynamo.mark_dynamic(tensor, 0)
+            compiled(x["f"], x["s"], x["t"], x["q"], x["y"]).loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
+def test_a_distiller() -> None:
+    """Not in one graph: its models' hooks, which come and go, break it."""
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(4, CLASSES), nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, CLASSES))
+    distiller = cid.Distiller(student, teacher, num_classes=CLASSES, beta=10.0, gamma=1.0, warmup_epochs=0)
+    x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
+    truth = distiller(x, y).loss
+    compiled = torch.compile(distiller, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y).loss, truth)
+
+
+def test_labels_are_checked_when_the_kernel_runs() -> None:
+    compiled = torch.compile(FUNCTIONS["class"], fullgraph=True, backend="aot_eager")
+    x = batch(8)
+    x["y"][3] = -7
+    with pytest.raises(ValueError, match="label -7 at index 3"):
+        compiled(x)
+
+
+def test_float16_and_autocast() -> None:
+    compiled = torch.compile(FUNCTIONS["kd"], fullgraph=True, backend="aot_eager")
+    _agree(compiled, FUNCTIONS["kd"], batch(8, torch.float16))
+    x = batch(8, torch.bfloat16)
+    with torch.autocast("cpu"):
+        _agree(compiled, FUNCTIONS["kd"], x)
+
+
+def test_inductor() -> None:
+    """The real compiler, once: what it does with operators that write into what they are given."""
+    torch.manual_seed(0)
+    eager, traced = criterion(warmup_epochs=0), criterion(warmup_epochs=0)
+    compiled = torch.compile(traced, fullgraph=True, dynamic=True)
+    x = batch(8)
+    ours, truth = (module(x["f"], x["s"], x["t"], x["q"], x["y"]).loss for module in (compiled, eager))
+    torch.testing.assert_close(ours, truth)
+    torch.testing.assert_close(_grads(x, ours), _grads(x, truth))
+    torch.testing.assert_close(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
+
+
+def test_inside_torch_func_the_reference_serves() -> None:
+    x = batch(8)
+
+    def gradient(s: Tensor) -> Tensor:
+        grad: Tensor = torch.func.grad(lambda s: F.kd_loss(s, x["q"]))(s)
+        return grad
+
+    s = x["s"].detach()
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(s), gradient(s))
+
+
+def _samples() -> dict[str, tuple[Any, ...]]:
+    """Arguments for every operator."""
+    x = {name: tensor.detach() for name, tensor in batch(8).items()}
+    f, s, a, t, q, y = x.values()
+    scalar, terms = torch.zeros(()), torch.zeros(4)
+    like = torch.zeros_like
+    pair, sums = torch.zeros(8, 2 * STUDENT), (torch.zeros(CLASSES, STUDENT), torch.zeros(CLASSES))
+    return {
+        "kd": (s, q, y, 4.0, "js", 0.5, IGNORE, True, scalar, like(s)),
+        "cross_entropy": (s, y, IGNORE, scalar, like(s)),
+        "sample": (a, t, True, scalar, like(a)),
+        "class_": (f, t, y, IGNORE, scalar, like(f)),
+        "softmax": (s, 4.0, like(s)),
+        "softmax_backward": (q, s.softmax(1), 4.0, like(s)),
+        "context_weights": (q, y, 4.0, IGNORE, torch.zeros(8)),
+        "accumulate_context": (f, torch.rand(8), y, IGNORE, *sums),
+        "column_sums": (s, 2.0, torch.zeros(CLASSES)),
+        "cid_before": (f, s, t, q, y, 4.0, IGNORE, terms, like(s), like(f), pair, like(s), *sums),
+        "cid_after": (a, t, s, y, IGNORE, 1.0, 10.0, 1.0, terms, scalar, like(a), like(s)),
+    }
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_opcheck(name: str) -> None:
+    torch.manual_seed(0)
+    operator = getattr(torch.ops.cid, name).default
+    torch.library.opcheck(operator, _samples()[name])
+    without = tuple(None if argument.type.kind() == "OptionalType" else given for argument, given in zip(
+        operator._schema.arguments, _samples()[name], strict=True
+    ))  # fmt: skip
+    torch.library.opcheck(operator, without)
