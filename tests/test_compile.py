@@ -105,11 +105,11 @@ def test_criterion(warmup: int) -> None:
         x = batch(rows)
         outputs = [module(x["f"], x["s"], x["t"], x["q"], x["y"]) for module in (compiled, eager)]
         for name, ours, truth in zip(cid.CIDOutput._fields, *outputs, strict=True):
-            torch.testing.assert_close(ours, truth, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(ours, truth, msg=name)
         for output in outputs:
             output.loss.backward()
         for (name, ours), truth in zip(traced.named_parameters(), eager.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, truth.grad, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(ours.grad, truth.grad, msg=name)
         torch.testing.assert_close(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
     assert traced.bank.numerator.any() == (warmup < 2)
 
