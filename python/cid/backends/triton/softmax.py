@@ -1,0 +1,102 @@
+"""The softmax of a row, as the other formulas use it and on its own."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cid.backends.triton.rows import labels_of, launch, load, rows_here, store, tile_at
+
+
+@triton.jit
+def exponentials(x, largest, per_temperature):
+    """`exp((x - max) / T)`."""
+    return tl.exp((x - largest[:, None]) * per_temperature)
+
+
+@triton.jit
+def statistics(
+    logits, row, rows, per_temperature, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The maximum of each row, and the sum of its exponentials."""
+    largest = tl.full((ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, COLUMNS, BLOCK):
+        x = load(logits, tile_at(row, rows, start, COLUMNS, BLOCK), -float("inf"))
+        before = largest
+        largest = tl.maximum(largest, tl.max(x, 1))
+        # As long as there is nothing but -inf it is held against 0, since -inf - -inf is no number.
+        against = tl.where(largest == -float("inf"), 0.0, largest)
+        total = total * tl.exp((before - against) * per_temperature)
+        total += tl.sum(exponentials(x, against, per_temperature), 1)
+    return largest, total
+
+
+@triton.jit
+def softmax_of(x, largest, total, per_temperature):
+    """`softmax(x / T)` of a row's elements. That of nothing but -inf is no number."""
+    return exponentials(x, largest, per_temperature) * (1.0 / total)[:, None]
+
+
+@triton.jit
+def belief_in(logits, row, label, there, largest, total, per_temperature, COLUMNS: tl.constexpr):
+    """`softmax(x / T)` of the element that is each row's label, 0 where there is none."""
+    x = tl.load(logits + row * COLUMNS + label, mask=there, other=-float("inf")).to(tl.float32)
+    return tl.where(there, tl.exp((x - largest) * per_temperature) * (1.0 / total), 0.0)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _softmax(
+    logits, out, per_temperature, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = rows_here(ROWS)
+    largest, total = statistics(logits, row, rows, per_temperature, COLUMNS, ROWS, BLOCK)
+    for start in range(0, COLUMNS, BLOCK):
+        at = tile_at(row, rows, start, COLUMNS, BLOCK)
+        store(out, at, softmax_of(load(logits, at, -float("inf")), largest, total, per_temperature))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _softmax_backward(
+    grad_output, probabilities, grad, per_temperature, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = rows_here(ROWS)
+    mean = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, COLUMNS, BLOCK):
+        at = tile_at(row, rows, start, COLUMNS, BLOCK)
+        mean += tl.sum(load(probabilities, at, 0.0) * load(grad_output, at, 0.0), 1)
+    for start in range(0, COLUMNS, BLOCK):
+        at = tile_at(row, rows, start, COLUMNS, BLOCK)
+        through = load(probabilities, at, 0.0) * (load(grad_output, at, 0.0) - mean[:, None])
+        store(grad, at, through * per_temperature)
+
+
+@triton.jit(do_not_specialize=["ignore_index", "rows"])
+def _context_weights(
+    logits, target, out, per_temperature, ignore_index, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = rows_here(ROWS)
+    label, labelled = labels_of(target, row, rows, ignore_index, COLUMNS)
+    largest, total = statistics(logits, row, rows, per_temperature, COLUMNS, ROWS, BLOCK)
+    weight = belief_in(logits, row, label, labelled, largest, total, per_temperature, COLUMNS)
+    tl.store(out + row, weight, mask=row < rows)
+
+
+def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
+    """`softmax(s_i / T)` of each row."""
+    with torch.cuda.device_of(logits):
+        launch(_softmax, *logits.shape, logits, out, 1.0 / temperature)
+
+
+def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: float, grad: Tensor) -> None:
+    """`P (g - sum_k P_k g_k) / T` of each row: the derivative through `softmax`."""
+    with torch.cuda.device_of(grad_output):
+        launch(_softmax_backward, *grad.shape, grad_output, probabilities, grad, 1.0 / temperature)
+
+
+def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
+    """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
+    with torch.cuda.device_of(teacher_logits):
+        launch(
+            _context_weights, *teacher_logits.shape, teacher_logits, target, out, 1.0 / temperature, ignore_index
+        )
