@@ -104,8 +104,8 @@ def _kd(
     DIVERGENCE: tl.constexpr,
 ):
     row = rows_here(ROWS)
-    s_max, s_sum = statistics(student, row, rows, per_temperature, COLUMNS, ROWS, BLOCK)
-    q_max, q_sum = statistics(teacher, row, rows, per_temperature, COLUMNS, ROWS, BLOCK)
+    s_max, s_sum = statistics(student, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
+    q_max, q_sum = statistics(teacher, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
 
     counts = row < rows
     if target is not None:
@@ -132,7 +132,6 @@ def _kd(
                 store(belief, at, p)
         else:
             mean += tl.sum(p * _logs(p, q, d, beta, DIVERGENCE), 1)
-    tl.store(loss + row, tl.where(counts, value * temperature * slope, 0.0), mask=row < rows)
 
     if DIVERGENCE != "forward" and grad is not None:
         for start in range(0, COLUMNS, BLOCK):
@@ -140,6 +139,8 @@ def _kd(
             p, q, d = _pair(student, teacher, at, s_max, s_sum, q_max, q_sum, per_temperature)
             beyond = _logs(p, q, d, beta, DIVERGENCE) - mean[:, None]
             store(grad, at, tl.where(counts[:, None], tl.where(p == 0.0, 0.0, p * beyond) * slope, 0.0))
+    # Last: what was read before a write would have to be read again.
+    tl.store(loss + row, tl.where(counts, value * temperature * slope, 0.0), mask=row < rows)
 
 
 def kd(

@@ -16,9 +16,9 @@ def exponentials(x, largest, per_temperature):
 
 @triton.jit
 def statistics(
-    logits, row, rows, per_temperature, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    logits, row, rows, per_temperature, without, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The maximum of each row, and the sum of its exponentials."""
+    """The maximum of each row, and the sum of its exponentials, of all but the one in column `without` if that is given."""
     largest = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, COLUMNS, BLOCK):
@@ -27,9 +27,11 @@ def statistics(
         largest = tl.maximum(largest, tl.max(x, 1))
         # As long as there is nothing but -inf it is held against 0, since -inf - -inf is no number.
         against = tl.where(largest == -float("inf"), 0.0, largest)
-        total = total * tl.exp((before - against) * per_temperature)
-        total += tl.sum(exponentials(x, against, per_temperature), 1)
-    return largest, total
+        e = exponentials(x, against, per_temperature)
+        if without is not None:
+            e = tl.where(start + tl.arange(0, BLOCK) == without[:, None], 0.0, e)
+        total = total * tl.exp((before - against) * per_temperature) + tl.sum(e, 1)
+    return tl.where(largest == -float("inf"), 0.0, largest), total
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def _softmax(
     logits, out, per_temperature, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = rows_here(ROWS)
-    largest, total = statistics(logits, row, rows, per_temperature, COLUMNS, ROWS, BLOCK)
+    largest, total = statistics(logits, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
     for start in range(0, COLUMNS, BLOCK):
         at = tile_at(row, rows, start, COLUMNS, BLOCK)
         store(out, at, softmax_of(load(logits, at, -float("inf")), largest, total, per_temperature))
@@ -77,7 +79,7 @@ def _context_weights(
 ):
     row = rows_here(ROWS)
     label, labelled = labels_of(target, row, rows, ignore_index, COLUMNS)
-    largest, total = statistics(logits, row, rows, per_temperature, COLUMNS, ROWS, BLOCK)
+    largest, total = statistics(logits, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
     weight = belief_in(logits, row, label, labelled, largest, total, per_temperature, COLUMNS)
     tl.store(out + row, weight, mask=row < rows)
 
