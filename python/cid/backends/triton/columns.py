@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cid.backends.triton.rows import launch
+
 # Not yet measured on a GPU.
 _RUN = 256
 """The rows that a program adds up."""
@@ -14,7 +16,7 @@ _ROWS, _COLUMNS = 16, 128
 
 @triton.jit(do_not_specialize=["rows", "run"])
 def _column_sums(
-    matrix, factor, out, rows, run, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    matrix_ptr, factor, out_ptr, rows, run, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Those of `run` rows into row `program_id(1)` of `out`."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -24,9 +26,9 @@ def _column_sums(
     for first in range(part * run, last, ROWS):
         row = first + tl.arange(0, ROWS)
         there = (row < last)[:, None] & (column < COLUMNS)
-        total += tl.load(matrix + row[:, None] * COLUMNS + column, mask=there, other=0.0).to(tl.float32)
+        total += tl.load(matrix_ptr + row[:, None] * COLUMNS + column, mask=there, other=0.0).to(tl.float32)
     sums = factor * tl.sum(total, 0)
-    tl.store(out + part * COLUMNS + column, sums.to(out.dtype.element_ty), mask=column < COLUMNS)
+    tl.store(out_ptr + part * COLUMNS + column, sums.to(out_ptr.dtype.element_ty), mask=column < COLUMNS)
 
 
 def column_sums(matrix: Tensor, factor: float, out: Tensor) -> None:
@@ -38,11 +40,10 @@ def column_sums(matrix: Tensor, factor: float, out: Tensor) -> None:
 
     def add_up(matrix: Tensor, factor: float, out: Tensor, run: int) -> None:
         grid = triton.cdiv(columns, block), triton.cdiv(max(len(matrix), 1), run)
-        _column_sums[grid](matrix, factor, out, len(matrix), run, COLUMNS=columns, ROWS=_ROWS, BLOCK=block)
+        launch(_column_sums, grid, matrix, factor, out, len(matrix), run, COLUMNS=columns, ROWS=_ROWS, BLOCK=block)
 
-    with torch.cuda.device_of(matrix):
-        if rows > 2 * _RUN:  # in parts, so that there are programs for the whole device
-            parts = torch.empty(triton.cdiv(rows, _RUN), columns, dtype=torch.float32, device=matrix.device)
-            add_up(matrix, 1.0, parts, _RUN)
-            matrix, rows = parts, len(parts)
-        add_up(matrix, factor, out, max(rows, 1))
+    if rows > 2 * _RUN:  # in parts, so that there are programs for the whole device
+        parts = torch.empty(triton.cdiv(rows, _RUN), columns, dtype=torch.float32, device=matrix.device)
+        add_up(matrix, 1.0, parts, _RUN)
+        matrix, rows = parts, len(parts)
+    add_up(matrix, factor, out, max(rows, 1))

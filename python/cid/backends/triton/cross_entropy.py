@@ -1,6 +1,5 @@
 """Cross-entropy with labels: `-log softmax(z)[y]`."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,7 +9,7 @@ from cid.backends.triton.rows import (
     count_labelled,
     each_row,
     labels_of,
-    launch,
+    launch_rows,
     load,
     mean_over,
     rows_here,
@@ -22,11 +21,11 @@ from cid.backends.triton.softmax import softmax_of, statistics
 
 @triton.jit(do_not_specialize=["ignore_index", "rows"])
 def _cross_entropy(
-    logits,
-    target,
-    count,
-    loss,
-    grad,
+    logits_ptr,
+    target_ptr,
+    count_ptr,
+    loss_ptr,
+    grad_ptr,
     ignore_index,
     rows,
     COLUMNS: tl.constexpr,
@@ -34,32 +33,31 @@ def _cross_entropy(
     BLOCK: tl.constexpr,
 ):
     row = rows_here(ROWS)
-    label, labelled = labels_of(target, row, rows, ignore_index, COLUMNS)
-    own = tl.load(logits + row * COLUMNS + label, mask=labelled, other=0.0).to(tl.float32)
-    largest, others = statistics(logits, row, rows, 1.0, label, COLUMNS, ROWS, BLOCK)
+    label, labelled = labels_of(target_ptr, row, rows, ignore_index, COLUMNS)
+    own = tl.load(logits_ptr + row * COLUMNS + label, mask=labelled, other=0.0).to(tl.float32)
+    largest, others = statistics(logits_ptr, row, rows, 1.0, label, COLUMNS, ROWS, BLOCK)
     total = tl.exp(own - largest) + others
-    scale = mean_over(count)
-    if grad is not None:
+    scale = mean_over(count_ptr)
+    if grad_ptr is not None:
         for start in range(0, COLUMNS, BLOCK):
             at = tile_at(row, rows, start, COLUMNS, BLOCK)
-            p = softmax_of(load(logits, at, -float("inf")), largest, total, 1.0)
+            p = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, 1.0)
             # What the other classes have keeps what is left of a belief close to 1.
             beyond = tl.where(start + tl.arange(0, BLOCK) == label[:, None], -(others / total)[:, None], p)
-            store(grad, at, tl.where(labelled[:, None], beyond * scale, 0.0))
-    tl.store(loss + row, tl.where(labelled, scale * (largest - own + tl.log(total)), 0.0), mask=row < rows)
+            store(grad_ptr, at, tl.where(labelled[:, None], beyond * scale, 0.0))
+    tl.store(loss_ptr + row, tl.where(labelled, scale * (largest - own + tl.log(total)), 0.0), mask=row < rows)
 
 
 def cross_entropy_rows(
     logits: Tensor, target: Tensor, ignore_index: int, count: Tensor, each: Tensor, grad: Tensor | None
 ) -> None:
     """What each row adds to the mean over the `count` labelled ones, and its derivative."""
-    launch(_cross_entropy, *logits.shape, logits, target, count, each, grad, ignore_index)
+    launch_rows(_cross_entropy, *logits.shape, logits, target, count, each, grad, ignore_index)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
     """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
-    with torch.cuda.device_of(logits):
-        each = each_row(loss, logits)
-        count = count_labelled(target, logits.shape[1], ignore_index)
-        cross_entropy_rows(logits, target, ignore_index, count, each, grad)
-        add_up(each, loss)
+    each = each_row(loss, logits)
+    count = count_labelled(target, logits.shape[1], ignore_index)
+    cross_entropy_rows(logits, target, ignore_index, count, each, grad)
+    add_up(each, loss)

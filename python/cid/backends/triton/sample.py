@@ -1,11 +1,10 @@
 """Sample representation: `||s - t||^2 / ||t||^2`."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cid.backends.triton.rows import add_up, each_row, launch, load, rows_here, store, tile_at
+from cid.backends.triton.rows import add_up, each_row, launch_rows, load, rows_here, store, tile_at
 
 
 @triton.jit
@@ -16,7 +15,15 @@ def _unit(largest):
 
 @triton.jit
 def sample_rows(
-    student, teacher, loss, grad, scale, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    student_ptr,
+    teacher_ptr,
+    loss_ptr,
+    grad_ptr,
+    scale,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """The value of each of this program's rows, and its derivative."""
     row = rows_here(ROWS)
@@ -26,8 +33,8 @@ def sample_rows(
     nonzero = tl.zeros((ROWS,), tl.int32)
     for start in range(0, COLUMNS, BLOCK):
         at = tile_at(row, rows, start, COLUMNS, BLOCK)
-        t = load(teacher, at, 0.0)
-        difference = load(student, at, 0.0) - t
+        t = load(teacher_ptr, at, 0.0)
+        difference = load(student_ptr, at, 0.0) - t
         before = _unit(largest)
         largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(difference), tl.abs(t)), 1))
         unit = _unit(largest)
@@ -39,27 +46,34 @@ def sample_rows(
     unit = _unit(largest)
     # A teacher's row of zeros leaves the ratio undefined; it neither costs nor teaches anything.
     counts = nonzero != 0
-    if grad is not None:
+    if grad_ptr is not None:
         slope = 2.0 * scale / norm
         for start in range(0, COLUMNS, BLOCK):
             at = tile_at(row, rows, start, COLUMNS, BLOCK)
-            d = (load(student, at, 0.0) - load(teacher, at, 0.0)) / unit[:, None]
-            store(grad, at, tl.where(counts[:, None], d * slope[:, None] / unit[:, None], 0.0))
-    tl.store(loss + row, tl.where(counts, scale * (distance / norm), 0.0), mask=row < rows)
+            d = (load(student_ptr, at, 0.0) - load(teacher_ptr, at, 0.0)) / unit[:, None]
+            store(grad_ptr, at, tl.where(counts[:, None], d * slope[:, None] / unit[:, None], 0.0))
+    tl.store(loss_ptr + row, tl.where(counts, scale * (distance / norm), 0.0), mask=row < rows)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _sample(
-    student, teacher, loss, grad, scale, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    student_ptr,
+    teacher_ptr,
+    loss_ptr,
+    grad_ptr,
+    scale,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    sample_rows(student, teacher, loss, grad, scale, rows, COLUMNS, ROWS, BLOCK)
+    sample_rows(student_ptr, teacher_ptr, loss_ptr, grad_ptr, scale, rows, COLUMNS, ROWS, BLOCK)
 
 
 def sample(student_features: Tensor, teacher_features: Tensor, mean: bool, loss: Tensor, grad: Tensor | None) -> None:
     """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
-    with torch.cuda.device_of(student_features):
-        rows, columns = student_features.shape
-        each = each_row(loss, student_features)
-        scale = 1.0 / max(rows, 1) if mean else 1.0
-        launch(_sample, rows, columns, student_features, teacher_features, each, grad, scale)
-        add_up(each, loss)
+    rows, columns = student_features.shape
+    each = each_row(loss, student_features)
+    scale = 1.0 / max(rows, 1) if mean else 1.0
+    launch_rows(_sample, rows, columns, student_features, teacher_features, each, grad, scale)
+    add_up(each, loss)

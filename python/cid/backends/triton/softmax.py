@@ -1,11 +1,10 @@
 """The softmax of a row, as the other formulas use it and on its own."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cid.backends.triton.rows import labels_of, launch, load, rows_here, store, tile_at
+from cid.backends.triton.rows import labels_of, launch_rows, load, rows_here, store, tile_at
 
 
 @triton.jit
@@ -16,13 +15,13 @@ def exponentials(x, largest, per_temperature):
 
 @triton.jit
 def statistics(
-    logits, row, rows, per_temperature, without, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr, row, rows, per_temperature, without, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The maximum of each row, and the sum of its exponentials, of all but the one in column `without` if that is given."""
+    """The maximum of each row and the sum of its exponentials, but for the one in column `without` if that is given."""
     largest = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, COLUMNS, BLOCK):
-        x = load(logits, tile_at(row, rows, start, COLUMNS, BLOCK), -float("inf"))
+        x = load(logits_ptr, tile_at(row, rows, start, COLUMNS, BLOCK), -float("inf"))
         before = largest
         largest = tl.maximum(largest, tl.max(x, 1))
         # As long as there is nothing but -inf it is held against 0, since -inf - -inf is no number.
@@ -41,64 +40,74 @@ def softmax_of(x, largest, total, per_temperature):
 
 
 @triton.jit
-def belief_in(logits, row, label, there, largest, total, per_temperature, COLUMNS: tl.constexpr):
+def belief_in(logits_ptr, row, label, there, largest, total, per_temperature, COLUMNS: tl.constexpr):
     """`softmax(x / T)` of the element that is each row's label, 0 where there is none."""
-    x = tl.load(logits + row * COLUMNS + label, mask=there, other=-float("inf")).to(tl.float32)
+    x = tl.load(logits_ptr + row * COLUMNS + label, mask=there, other=-float("inf")).to(tl.float32)
     return tl.where(there, tl.exp((x - largest) * per_temperature) * (1.0 / total), 0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _softmax(
-    logits, out, per_temperature, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr, out_ptr, per_temperature, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = rows_here(ROWS)
-    largest, total = statistics(logits, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
+    largest, total = statistics(logits_ptr, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
     for start in range(0, COLUMNS, BLOCK):
         at = tile_at(row, rows, start, COLUMNS, BLOCK)
-        store(out, at, softmax_of(load(logits, at, -float("inf")), largest, total, per_temperature))
+        store(out_ptr, at, softmax_of(load(logits_ptr, at, -float("inf")), largest, total, per_temperature))
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _softmax_backward(
-    grad_output, probabilities, grad, per_temperature, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    grad_output_ptr,
+    probabilities_ptr,
+    grad_ptr,
+    per_temperature,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = rows_here(ROWS)
     mean = tl.zeros((ROWS,), tl.float32)
     for start in range(0, COLUMNS, BLOCK):
         at = tile_at(row, rows, start, COLUMNS, BLOCK)
-        mean += tl.sum(load(probabilities, at, 0.0) * load(grad_output, at, 0.0), 1)
+        mean += tl.sum(load(probabilities_ptr, at, 0.0) * load(grad_output_ptr, at, 0.0), 1)
     for start in range(0, COLUMNS, BLOCK):
         at = tile_at(row, rows, start, COLUMNS, BLOCK)
-        through = load(probabilities, at, 0.0) * (load(grad_output, at, 0.0) - mean[:, None])
-        store(grad, at, through * per_temperature)
+        through = load(probabilities_ptr, at, 0.0) * (load(grad_output_ptr, at, 0.0) - mean[:, None])
+        store(grad_ptr, at, through * per_temperature)
 
 
 @triton.jit(do_not_specialize=["ignore_index", "rows"])
 def _context_weights(
-    logits, target, out, per_temperature, ignore_index, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr,
+    target_ptr,
+    out_ptr,
+    per_temperature,
+    ignore_index,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = rows_here(ROWS)
-    label, labelled = labels_of(target, row, rows, ignore_index, COLUMNS)
-    largest, total = statistics(logits, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
-    weight = belief_in(logits, row, label, labelled, largest, total, per_temperature, COLUMNS)
-    tl.store(out + row, weight, mask=row < rows)
+    label, labelled = labels_of(target_ptr, row, rows, ignore_index, COLUMNS)
+    largest, total = statistics(logits_ptr, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
+    weight = belief_in(logits_ptr, row, label, labelled, largest, total, per_temperature, COLUMNS)
+    tl.store(out_ptr + row, weight, mask=row < rows)
 
 
 def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
     """`softmax(s_i / T)` of each row."""
-    with torch.cuda.device_of(logits):
-        launch(_softmax, *logits.shape, logits, out, 1.0 / temperature)
+    launch_rows(_softmax, *logits.shape, logits, out, 1.0 / temperature)
 
 
 def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: float, grad: Tensor) -> None:
     """`P (g - sum_k P_k g_k) / T` of each row: the derivative through `softmax`."""
-    with torch.cuda.device_of(grad_output):
-        launch(_softmax_backward, *grad.shape, grad_output, probabilities, grad, 1.0 / temperature)
+    launch_rows(_softmax_backward, *grad.shape, grad_output, probabilities, grad, 1.0 / temperature)
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
     """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
-    with torch.cuda.device_of(teacher_logits):
-        launch(
-            _context_weights, *teacher_logits.shape, teacher_logits, target, out, 1.0 / temperature, ignore_index
-        )
+    launch_rows(_context_weights, *teacher_logits.shape, teacher_logits, target, out, 1.0 / temperature, ignore_index)
