@@ -11,20 +11,31 @@ from cid.backends import reference
 from tests.cases import IGNORE, features, labels, logits
 from tests.gpu import DEVICE
 
-if DEVICE == "cuda":
-    pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("triton", reason="needs triton")
 from cid.backends import triton as kernels
+from cid.backends.options import KDOptions
 from cid.backends.triton import rows
 
-# The interpreter computes in NumPy, which warns of what a GPU does in silence.
+# NumPy, which the interpreter computes with, warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 DIVERGENCES = [("forward", 0.5), ("reverse", 0.5), ("js", 0.5), ("js", 0.1)]
 divergences = pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
-SHAPES = [(1, 1), (5, 2), (7, 37), (33, 10), (3, 333), (1, 1000)]
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+CASES = [  # few, as the interpreter is slow
+    ((1, 1), "f32"),
+    ((5, 2), "bf16"),
+    ((7, 37), "f32"),
+    ((33, 10), "f16"),
+    ((3, 333), "bf16"),
+    ((2, 129), "f32"),
+]
+cases = pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(shape, TYPES[name]) for shape, name in CASES],
+    ids=[f"{name}-{shape}" for shape, name in CASES],
+)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -59,14 +70,12 @@ def truth(student: Tensor, formula: Callable[[Tensor], Tensor]) -> tuple[Tensor,
 
 
 def run(kernel: Callable[..., None], student: Tensor, *arguments: object, each: bool = False) -> tuple[Tensor, Tensor]:
-    """What a kernel writes over what was there before; that it writes the same loss without a gradient."""
+    """What a kernel writes over what was there before."""
     student = student.to(DEVICE)
     on_device = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments]
-    loss, alone = (torch.full((len(student),) if each else (), 7.0, device=DEVICE) for _ in range(2))
+    loss = torch.full((len(student),) if each else (), 7.0, device=DEVICE)
     grad = torch.full_like(student, 7.0)
     kernel(student, *on_device, loss, grad)
-    kernel(student, *on_device, alone, None)
-    torch.testing.assert_close(loss, alone, rtol=0, atol=0, equal_nan=True)
     return loss, grad
 
 
@@ -83,14 +92,14 @@ def kd(
     """Ours and the truth."""
     mean = reduction == "mean"
     ours = run(kernels.kd, s, q, y, temperature, divergence, beta, IGNORE, mean, each=reduction == "none")
-    options = reference.KDOptions(temperature, divergence, beta, IGNORE, reduction)
+    options = KDOptions(temperature, divergence, beta, IGNORE, reduction)
     return ours, truth(s, lambda s: reference.kd_loss(s, q.double(), y, options))
 
 
-@shapes
+@cases
 @divergences
-def test_kd(shape: tuple[int, int], divergence: str, beta: float) -> None:
-    s, q = logits(*shape, torch.float32), logits(*shape, torch.float32)
+def test_kd(shape: tuple[int, int], dtype: torch.dtype, divergence: str, beta: float) -> None:
+    s, q = logits(*shape, dtype), logits(*shape, dtype)
     (loss, grad), (true_loss, true_grad) = kd(s, q, divergence=divergence, beta=beta, reduction="mean")
     close(loss, true_loss, noise=1e-7)
     close(grad, true_grad, noise=1e-7)
@@ -99,16 +108,15 @@ def test_kd(shape: tuple[int, int], divergence: str, beta: float) -> None:
 @by_pieces
 @types
 @divergences
-@pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e3, 1e30])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_kd_of_extreme_logits(dtype: torch.dtype, divergence: str, beta: float, factor: float) -> None:
     if dtype == torch.float16:
         factor **= 0.1  # what it can hold
-    for temperature in (4.0, 0.3):
-        s, q = (factor * logits(5, 37, dtype) for _ in range(2))
-        (loss, grad), (true_loss, true_grad) = kd(s, q, temperature=temperature, divergence=divergence, beta=beta)
-        # Of both sums of the Jensen-Shannon divergence the terms of first order cancel; of P - Q, both near 1/C.
-        close(loss, true_loss, noise=1e-6 * temperature)
-        close(grad, true_grad, noise=1e-7 * temperature)
+    s, q = (factor * logits(5, 37, dtype) for _ in range(2))
+    (loss, grad), (true_loss, true_grad) = kd(s, q, temperature=3.0, divergence=divergence, beta=beta)
+    # Of both sums of the Jensen-Shannon divergence the terms of first order cancel; of P - Q, both near 1/C.
+    close(loss, true_loss, noise=3e-6)
+    close(grad, true_grad, noise=3e-7)
 
 
 @by_pieces
@@ -124,7 +132,7 @@ def test_kd_of_close_distributions_does_not_cancel(divergence: str, beta: float)
 
 
 @divergences
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_kd_leaves_out_rows(divergence: str, beta: float, reduction: str) -> None:
     """By their label; they may hold anything."""
     s, q, y = logits(9, 10, torch.float32), logits(9, 10, torch.float32), labels(9, 10)
@@ -133,12 +141,12 @@ def test_kd_leaves_out_rows(divergence: str, beta: float, reduction: str) -> Non
     (loss, grad), (true_loss, true_grad) = kd(s, q, y, divergence=divergence, beta=beta, reduction=reduction)
     close(loss, true_loss)
     close(grad, true_grad)
-    for beyond in (-1, 10, 2**40):
-        z = torch.where(y == IGNORE, beyond, y)
-        (other, other_grad), _ = kd(s, q, y, divergence=divergence, beta=beta, reduction=reduction)
-        got = run(kernels.kd, s, q, z, 4.0, divergence, beta, IGNORE, reduction == "mean", each=reduction == "none")
-        assert torch.equal(got[0], other)
-        assert torch.equal(got[1], other_grad)
+    y[2], y[y == IGNORE] = 2**40, -1
+    other, other_grad = run(
+        kernels.kd, s, q, y, 4.0, divergence, beta, IGNORE, reduction == "mean", each=reduction == "none"
+    )
+    assert torch.equal(other, loss)
+    assert torch.equal(other_grad, grad)
 
 
 @by_pieces
@@ -163,9 +171,8 @@ def test_kd_of_masked_and_missing_logits(divergence: str, beta: float) -> None:
 
 
 @by_pieces
-@types
-@shapes
-def test_softmax(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+@cases
+def test_softmax(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x, g = logits(*shape, dtype).to(DEVICE), features(*shape, dtype).to(DEVICE)
     out, grad = torch.full_like(x, 7.0), torch.full_like(x, 7.0)
     kernels.softmax(x, 3.0, out)
@@ -186,9 +193,8 @@ def test_softmax_of_masked_and_missing_logits() -> None:
     assert out[1:].isnan().all()
 
 
-@types
-@shapes
-def test_context_weights(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+@cases
+def test_context_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
     q, y = logits(*shape, dtype), labels(*shape)
     q[y == IGNORE] = NAN
     out = torch.full((len(q),), 7.0, device=DEVICE)
@@ -199,10 +205,9 @@ def test_context_weights(dtype: torch.dtype, shape: tuple[int, int]) -> None:
 
 
 @by_pieces
-@types
-@shapes
+@cases
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_sample(dtype: torch.dtype, shape: tuple[int, int], reduction: str) -> None:
+def test_sample(shape: tuple[int, int], dtype: torch.dtype, reduction: str) -> None:
     s, t = features(*shape, dtype), features(*shape, dtype)
     t[0] = 0  # counts nothing
     loss, grad = run(kernels.sample, s, t, reduction == "mean", each=reduction == "none")
@@ -213,7 +218,7 @@ def test_sample(dtype: torch.dtype, shape: tuple[int, int], reduction: str) -> N
 
 @by_pieces
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("factor", [1e-30, 1e-10, 1e10, 1e30])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_sample_of_extreme_features(dtype: torch.dtype, factor: float) -> None:
     s, t = (factor * features(3, 37, dtype) for _ in range(2))
     t[1, :20], t[2, 20:], s[2, 20:] = 0, 0, 0
@@ -237,23 +242,21 @@ def test_sample_of_odd_teachers() -> None:
 
 
 @by_pieces
-@types
-@shapes
-def test_cross_entropy(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+@cases
+def test_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
     z, y = logits(*shape, dtype), labels(*shape)
     true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
     z[y == IGNORE] = NAN
     loss, grad = run(kernels.cross_entropy, z, y, IGNORE)
     close(loss, true_loss)
     close(grad, true_grad)
-    for beyond in (-1, shape[1], -(2**40)):
-        other, other_grad = run(kernels.cross_entropy, z, torch.where(y == IGNORE, beyond, y), IGNORE)
-        assert torch.equal(other, loss)
-        assert torch.equal(other_grad, grad)
+    other, other_grad = run(kernels.cross_entropy, z, torch.where(y == IGNORE, shape[1], y), IGNORE)
+    assert torch.equal(other, loss)
+    assert torch.equal(other_grad, grad)
 
 
 @by_pieces
-@pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e3, 1e30])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_cross_entropy_of_extreme_logits(factor: float) -> None:
     z, y = factor * logits(5, 37, torch.float32), labels(5, 37)
     z[0, 3], z[1, y[1] - 1] = -INF, -INF
@@ -271,6 +274,20 @@ def test_what_is_left_of_a_belief_close_to_1() -> None:
     _, grad = run(kernels.cross_entropy, z, y, IGNORE)
     _, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
     torch.testing.assert_close(grad.cpu().double(), true_grad, rtol=1e-5, atol=0)
+
+
+def test_without_a_gradient() -> None:
+    """The loss is the same."""
+    s, q, y = (x.to(DEVICE) for x in (logits(5, 10, torch.float32), logits(5, 10, torch.float32), labels(5, 10)))
+    kernel: Callable[..., None]
+    for kernel, *arguments in (
+        (kernels.cross_entropy, y, IGNORE),
+        *((kernels.kd, q, y, 4.0, name, beta, IGNORE, True) for name, beta in DIVERGENCES),
+        (kernels.sample, q, True),
+    ):
+        loss = torch.empty((), device=DEVICE)
+        kernel(s, *arguments, loss, None)
+        assert torch.equal(loss, run(kernel, s, *arguments)[0])
 
 
 def test_no_rows_that_count() -> None:
@@ -302,7 +319,7 @@ def test_no_rows() -> None:
 
 @types
 @pytest.mark.parametrize("shape", [(1, 1), (0, 5), (3, 37), (130, 129), (1100, 10), (513, 300)], ids=str)
-def test_column_sums(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+def test_column_sums(shape: tuple[int, int], dtype: torch.dtype) -> None:
     matrix = features(*shape, dtype).to(DEVICE)
     out = torch.full(shape[1:], 7.0, dtype=dtype, device=DEVICE)
     kernels.column_sums(matrix, 0.3, out)
