@@ -1,0 +1,63 @@
+"""Cross-entropy with labels: `-log softmax(z)[y]`."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cid.backends.triton.rows import (
+    add_up,
+    count_labelled,
+    each_row,
+    labels_of,
+    launch_rows,
+    load,
+    mean_over,
+    rows_here,
+    store,
+    tile_at,
+)
+from cid.backends.triton.softmax import softmax_of, statistics
+
+
+@triton.jit(do_not_specialize=["ignore_index", "rows"])
+def _cross_entropy(
+    logits_ptr,
+    target_ptr,
+    count_ptr,
+    loss_ptr,
+    grad_ptr,
+    ignore_index,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = rows_here(ROWS)
+    label, labelled = labels_of(target_ptr, row, rows, ignore_index, COLUMNS)
+    own = tl.load(logits_ptr + row * COLUMNS + label, mask=labelled, other=0.0).to(tl.float32)
+    largest, others = statistics(logits_ptr, row, rows, 1.0, label, COLUMNS, ROWS, BLOCK)
+    total = tl.exp(own - largest) + others
+    scale = mean_over(count_ptr)
+    if grad_ptr is not None:
+        for start in range(0, COLUMNS, BLOCK):
+            at = tile_at(row, rows, start, COLUMNS, BLOCK)
+            p = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, 1.0)
+            # What the other classes have keeps what is left of a belief close to 1.
+            beyond = tl.where(start + tl.arange(0, BLOCK) == label[:, None], -(others / total)[:, None], p)
+            store(grad_ptr, at, tl.where(labelled[:, None], beyond * scale, 0.0))
+    tl.store(loss_ptr + row, tl.where(labelled, scale * (largest - own + tl.log(total)), 0.0), mask=row < rows)
+
+
+def cross_entropy_rows(
+    logits: Tensor, target: Tensor, ignore_index: int, count: Tensor, each: Tensor, grad: Tensor | None
+) -> None:
+    """What each row adds to the mean over the `count` labelled ones, and its derivative."""
+    launch_rows(_cross_entropy, *logits.shape, logits, target, count, each, grad, ignore_index)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
+    """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
+    each = each_row(loss, logits)
+    count = count_labelled(target, logits.shape[1], ignore_index)
+    cross_entropy_rows(logits, target, ignore_index, count, each, grad)
+    add_up(each, loss)

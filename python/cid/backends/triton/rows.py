@@ -1,0 +1,123 @@
+"""What the kernels that go row by row share: how many rows a program takes, how it reads and writes them, what counts.
+
+A program has a tile of rows. Where a whole row fits in it, each of a kernel's loops over the tiles of a row has one
+turn: the compiler unrolls them and reads the row once, into registers. Longer rows are read once a loop.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Not yet measured on a GPU.
+_WHOLE = 16384
+"""The longest row that a program holds in registers."""
+_PIECE = 4096
+"""The piece in which it goes through a longer one."""
+_TILE = 2048
+"""The elements of a program that has several short rows."""
+_ELEMENTS_PER_WARP = 512
+
+# Products and sums stay as they are written, rounded one by one: equals cancel, whatever the version of Triton.
+_OPTIONS = {"enable_fp_fusion": False}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Runs a kernel on the device of its first argument."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *arguments, **constants, **_OPTIONS)
+
+
+def launch_rows(kernel: Any, rows: int, columns: int, *arguments: Any, **constants: Any) -> None:
+    """Runs a kernel over the rows of matrices with `columns` columns.
+
+    It gets `arguments`, `rows`, and the constants `COLUMNS`, `ROWS` and `BLOCK`. The number of columns is compiled in:
+    it tells how wide an aligned access can be. That of the rows is not.
+    """
+    if rows == 0:
+        return
+    block = triton.next_power_of_2(max(columns, 1)) if columns <= _WHOLE else _PIECE
+    rows_a_program = max(1, _TILE // block)
+    warps = min(max(rows_a_program * block // _ELEMENTS_PER_WARP, 1), 32)
+    constants |= {"COLUMNS": columns, "ROWS": rows_a_program, "BLOCK": block, "num_warps": warps}
+    launch(kernel, (triton.cdiv(rows, rows_a_program),), *arguments, rows, **constants)
+
+
+@triton.jit
+def rows_here(ROWS: tl.constexpr):
+    """The indices of this program's rows. The last may lie beyond the matrix."""
+    return tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
+def tile_at(row, rows, start, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets of the elements from column `start`, and which of them there are."""
+    column = start + tl.arange(0, BLOCK)
+    return row[:, None] * COLUMNS + column, (row < rows)[:, None] & (column < COLUMNS)
+
+
+@triton.jit
+def load(ptr, at, other):
+    """The elements of a tile in float32."""
+    offset, there = at
+    return tl.load(ptr + offset, mask=there, other=other).to(tl.float32)
+
+
+@triton.jit
+def store(ptr, at, value):
+    """Writes a tile in the type of the tensor."""
+    offset, there = at
+    tl.store(ptr + offset, value.to(ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def labels_of(target_ptr, row, rows, ignore_index, COLUMNS: tl.constexpr):
+    """The labels of rows, and which of them name a class: one that does not counts as ignored."""
+    label = tl.load(target_ptr + row, mask=row < rows, other=-1)
+    return label, (label >= 0) & (label < COLUMNS) & (label != ignore_index)
+
+
+@triton.jit
+def count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr, BLOCK: tl.constexpr = 4096):
+    """Writes how many rows' labels name a class: for one program."""
+    total = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, rows, BLOCK):
+        _, labelled = labels_of(target_ptr, start + tl.arange(0, BLOCK), rows, ignore_index, COLUMNS)
+        total += labelled.to(tl.int32)
+    tl.store(count_ptr, tl.sum(total, 0))
+
+
+@triton.jit(do_not_specialize=["ignore_index", "rows"])
+def _count_labelled(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr):
+    count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS)
+
+
+def count_labelled(target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """The number of rows whose label names a class, as a tensor of one int32."""
+    count = torch.empty(1, dtype=torch.int32, device=target.device)
+    launch(_count_labelled, (1,), count, target, ignore_index, len(target), COLUMNS=classes, num_warps=16)
+    return count
+
+
+@triton.jit
+def mean_over(count_ptr):
+    """What a row is multiplied by in the mean over those that count; 0 of them have the mean 0."""
+    return 1.0 / tl.maximum(tl.load(count_ptr), 1).to(tl.float32)
+
+
+def each_row(loss: Tensor, like: Tensor) -> Tensor:
+    """Where a kernel writes the rows' values: `loss` itself, or room for what is added up into it."""
+    return loss if loss.ndim == 1 else room_for_rows(like)
+
+
+def room_for_rows(like: Tensor) -> Tensor:
+    """A float32 for each row of a tensor."""
+    return torch.empty(len(like), dtype=torch.float32, device=like.device)
+
+
+def add_up(each: Tensor, loss: Tensor) -> None:
+    """Adds up the rows' values into a `loss` that is one number, always in the same order."""
+    if loss.ndim == 0:
+        torch.sum(each, 0, out=loss)

@@ -1,0 +1,120 @@
+"""The criterion's two calls in Triton, before the products and after them, against the reference in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cid.backends import reference
+from cid.backends.options import KDOptions
+from tests.cases import IGNORE, features, labels, logits
+from tests.gpu import DEVICE
+
+pytest.importorskip("triton", reason="needs triton")
+from cid.backends.triton import kernels
+
+# NumPy, which the interpreter computes with, warns where a GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+cid_before: Any = kernels.cid_before  # of many arguments, given as groups
+T = 4.0
+SIZES = [(37, 10, 9, 20), (1, 1, 1, 1), (5, 130, 3, 2)]
+sizes = pytest.mark.parametrize(("rows", "classes", "students", "teachers"), SIZES)
+types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+
+
+def close(ours: Tensor, truth: Tensor | None) -> None:
+    assert truth is not None
+    rounding = torch.finfo(ours.dtype).eps if ours.dtype != torch.float32 else 2e-6
+    scale = float(truth.abs().max()) if truth.numel() else 0.0
+    torch.testing.assert_close(ours.cpu(), truth.to(ours.dtype), rtol=rounding, atol=rounding * scale + 1e-7)
+
+
+def draw(rows: int, classes: int, students: int, teachers: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """f, s, t, q and y."""
+    f, t = features(rows, students, dtype), features(rows, teachers, dtype)
+    return f, logits(rows, classes, dtype), t, logits(rows, classes, dtype), labels(rows, classes)
+
+
+@types
+@sizes
+def test_before(rows: int, classes: int, students: int, teachers: int, dtype: torch.dtype) -> None:
+    given = draw(rows, classes, students, teachers, dtype)
+    f, s, t, q, y = (x.double() if x.is_floating_point() else x for x in given)
+    terms = torch.full((4,), 7.0, device=DEVICE)
+    kd_grad, class_grad, belief = (torch.full_like(x, 7.0, device=DEVICE) for x in (given[1], given[0], given[1]))
+    inputs = torch.full((rows, 2 * students), 7.0, dtype=dtype, device=DEVICE)
+    numerator, denominator = torch.ones(classes, students, device=DEVICE), torch.ones(classes, device=DEVICE)
+    cid_before(
+        *(x.to(DEVICE) for x in given), T, IGNORE,
+        terms, kd_grad, class_grad, inputs, belief, numerator, denominator,
+    )  # fmt: skip
+
+    f.requires_grad_()
+    s.requires_grad_()
+    kd = reference.kd_loss(s, q, None, KDOptions(T, "forward", 0.5, IGNORE, "mean"))
+    class_ = reference.class_loss(f, t, y, IGNORE)
+    (kd + class_).backward()
+    close(terms[1], kd.detach())
+    close(terms[3], class_.detach())
+    close(kd_grad, s.grad)
+    close(class_grad, f.grad)
+    close(belief, torch.softmax(s.detach() / T, 1))
+    close(inputs[:, :students], f.detach())
+    assert (inputs[:, students:] == 7).all()
+    sums = torch.ones(classes, students, dtype=torch.float64), torch.ones(classes, dtype=torch.float64)
+    reference.accumulate_context(f.detach(), reference.context_weights(q, y, T, IGNORE), y, IGNORE, *sums)
+    close(numerator, sums[0])
+    close(denominator, sums[1])
+
+
+@types
+@sizes
+def test_after(rows: int, classes: int, students: int, teachers: int, dtype: torch.dtype) -> None:
+    given = features(rows, teachers, dtype), features(rows, teachers, dtype), logits(rows, classes, dtype)
+    a, t, z = (x.double() for x in given)
+    y = labels(rows, classes)
+    terms = torch.tensor([7.0, 2.0, 7.0, 3.0], device=DEVICE)
+    loss = torch.full((), 7.0, device=DEVICE)
+    sample_grad, ce_grad = (torch.full_like(x, 7.0, device=DEVICE) for x in (given[0], given[2]))
+    adapted, teacher, logits_, target = (x.to(DEVICE) for x in (*given, y))
+    kernels.cid_after(adapted, teacher, logits_, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad)
+
+    a.requires_grad_()
+    z.requires_grad_()
+    sample, ce = reference.sample_loss(a, t, "mean"), reference.cross_entropy(z, y, IGNORE)
+    (sample + ce).backward()
+    close(terms, torch.stack([ce.detach(), torch.tensor(2.0), sample.detach(), torch.tensor(3.0)]))
+    close(loss, (0.5 * (ce + 2.0) + 10.0 * sample + 2.0 * 3.0).detach())
+    close(sample_grad, a.grad)
+    close(ce_grad, z.grad)
+
+    # In the warm-up there is no ce, and in an evaluation no gradient.
+    kernels.cid_after(adapted, teacher, None, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, None, None)
+    close(terms, torch.stack([torch.tensor(0.0), torch.tensor(2.0), sample.detach(), torch.tensor(3.0)]))
+    close(loss, (0.5 * 2.0 + 10.0 * sample + 2.0 * 3.0).detach())
+
+
+def test_only_what_is_asked_for() -> None:
+    given = tuple(x.to(DEVICE) for x in draw(5, 3, 4, 2, torch.float32))
+    each = []
+    for outputs in ([None] * 6, [torch.empty_like(x) for x in (given[1], given[0])] + [None] * 4):
+        terms = torch.zeros(4, device=DEVICE)
+        cid_before(*given, T, IGNORE, terms, *outputs)
+        each.append(terms)
+    assert torch.equal(*each)
+
+
+def test_no_rows() -> None:
+    given = tuple(x.to(DEVICE) for x in draw(0, 3, 4, 2, torch.float32))
+    f, s, t, _, y = given
+    terms, loss = torch.full((4,), 7.0, device=DEVICE), torch.full((), 7.0, device=DEVICE)
+    numerator, denominator = torch.ones(3, 4, device=DEVICE), torch.ones(3, device=DEVICE)
+    outputs = torch.empty_like(s), torch.empty_like(f), f.new_empty(0, 8), torch.empty_like(s)
+    cid_before(*given, T, IGNORE, terms, *outputs, numerator, denominator)
+    kernels.cid_after(t, t, s, y, IGNORE, 1.0, 1.0, 1.0, terms, loss, torch.empty_like(t), torch.empty_like(s))
+    assert (terms == 0).all()
+    assert loss == 0
+    assert (numerator == 1).all()
+    assert (denominator == 1).all()

@@ -1,0 +1,344 @@
+"""The Triton kernels that go row by row, against the reference in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cid import functional as F
+from cid.backends import reference
+from tests.cases import IGNORE, features, labels, logits
+from tests.gpu import DEVICE
+
+pytest.importorskip("triton", reason="needs triton")
+from cid.backends.options import KDOptions
+from cid.backends.triton import kernels, rows
+
+# NumPy, which the interpreter computes with, warns where a GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+DIVERGENCES = [("forward", 0.5), ("reverse", 0.5), ("js", 0.5), ("js", 0.1)]
+divergences = pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
+TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+CASES = [  # few, as the interpreter is slow
+    ((1, 1), "f32"),
+    ((5, 2), "bf16"),
+    ((7, 37), "f32"),
+    ((33, 10), "f16"),
+    ((3, 333), "bf16"),
+    ((2, 129), "f32"),
+]
+cases = pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(shape, TYPES[name]) for shape, name in CASES],
+    ids=[f"{name}-{shape}" for shape, name in CASES],
+)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether rows go in pieces; as if 37 columns were many, for the interpreter's sake."""
+    if request.param:
+        monkeypatch.setattr(rows, "_WHOLE", 16)
+        monkeypatch.setattr(rows, "_PIECE", 16)
+    return bool(request.param)
+
+
+by_pieces = pytest.mark.usefixtures("pieces")
+
+
+def close(ours: Tensor, truth: Tensor, *, noise: float = 0.0) -> None:
+    """Equal but for rounding: of each element to its type, and of the largest one to float32."""
+    truth = truth.to(DEVICE, torch.float64)
+    finite = truth[truth.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    info = torch.finfo(ours.dtype)
+    atol = 2e-6 * scale + noise + info.tiny * (info.eps if ours.dtype == torch.float16 else 1.0)
+    torch.testing.assert_close(ours, truth.to(ours.dtype), rtol=max(2e-5, info.eps), atol=atol, equal_nan=True)
+
+
+def truth(student: Tensor, formula: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The value of the reference in float64, and the derivative of its sum."""
+    student = student.double().requires_grad_()
+    value = formula(student)
+    (grad,) = torch.autograd.grad(value.sum(), student)
+    return value.detach(), grad
+
+
+def run(kernel: Callable[..., None], student: Tensor, *arguments: object, each: bool = False) -> tuple[Tensor, Tensor]:
+    """What a kernel writes over what was there before."""
+    student = student.to(DEVICE)
+    on_device = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments]
+    loss = torch.full((len(student),) if each else (), 7.0, device=DEVICE)
+    grad = torch.full_like(student, 7.0)
+    kernel(student, *on_device, loss, grad)
+    return loss, grad
+
+
+def kd(
+    s: Tensor,
+    q: Tensor,
+    y: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    reduction: str = "none",
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Ours and the truth."""
+    mean = reduction == "mean"
+    ours = run(kernels.kd, s, q, y, temperature, divergence, beta, IGNORE, mean, each=reduction == "none")
+    options = KDOptions(temperature, divergence, beta, IGNORE, reduction)
+    return ours, truth(s, lambda s: reference.kd_loss(s, q.double(), y, options))
+
+
+@cases
+@divergences
+def test_kd(shape: tuple[int, int], dtype: torch.dtype, divergence: str, beta: float) -> None:
+    s, q = logits(*shape, dtype), logits(*shape, dtype)
+    (loss, grad), (true_loss, true_grad) = kd(s, q, divergence=divergence, beta=beta, reduction="mean")
+    close(loss, true_loss, noise=1e-7)
+    close(grad, true_grad, noise=1e-7)
+
+
+@by_pieces
+@types
+@divergences
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_kd_of_extreme_logits(dtype: torch.dtype, divergence: str, beta: float, factor: float) -> None:
+    if dtype == torch.float16:
+        factor **= 0.1  # what it can hold
+    s, q = (factor * logits(5, 37, dtype) for _ in range(2))
+    (loss, grad), (true_loss, true_grad) = kd(s, q, temperature=3.0, divergence=divergence, beta=beta)
+    # Of both sums of the Jensen-Shannon divergence the terms of first order cancel; of P - Q, both near 1/C.
+    close(loss, true_loss, noise=3e-6)
+    close(grad, true_grad, noise=3e-7)
+
+
+@by_pieces
+@divergences
+def test_kd_of_close_distributions_does_not_cancel(divergence: str, beta: float) -> None:
+    q = logits(2, 37, torch.float32)
+    s = q + 1e-3 * torch.randn(2, 37)
+    (loss, _), (true_loss, _) = kd(s, q, divergence=divergence, beta=beta)
+    torch.testing.assert_close(loss.cpu().double(), true_loss, rtol=1e-3, atol=0)
+    (loss, grad), _ = kd(q, q, divergence=divergence, beta=beta)
+    assert (loss == 0).all()
+    assert (grad == 0).all()
+
+
+@divergences
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_kd_leaves_out_rows(divergence: str, beta: float, reduction: str) -> None:
+    """By their label; they may hold anything."""
+    s, q, y = logits(9, 10, torch.float32), logits(9, 10, torch.float32), labels(9, 10)
+    y[2], y[4] = IGNORE, 3
+    s[2], q[2, 1] = NAN, INF
+    (loss, grad), (true_loss, true_grad) = kd(s, q, y, divergence=divergence, beta=beta, reduction=reduction)
+    close(loss, true_loss)
+    close(grad, true_grad)
+    y[2], y[y == IGNORE] = 2**40, -1
+    other, other_grad = run(
+        kernels.kd, s, q, y, 4.0, divergence, beta, IGNORE, reduction == "mean", each=reduction == "none"
+    )
+    assert torch.equal(other, loss)
+    assert torch.equal(other_grad, grad)
+
+
+@by_pieces
+@divergences
+def test_kd_of_masked_and_missing_logits(divergence: str, beta: float) -> None:
+    s, q = logits(6, 37, torch.float32), logits(6, 37, torch.float32)
+    s[0, 4] = q[0, 4] = -INF  # ruled out by both
+    s[1, :20] = q[1, :20] = -INF
+    one_alone = s if divergence == "reverse" else q  # ruled out by one, not infinitely wrong
+    one_alone[2, 7] = -INF
+    s[3, 5], q[4, 6], s[5] = NAN, NAN, -INF
+    (loss, grad), _ = kd(s, q, divergence=divergence, beta=beta)
+    assert loss[3:].isnan().all()
+    assert grad[3:].isnan().all()
+    # The reference's gradient of the Jensen-Shannon divergence has no place for -inf.
+    _, (true_loss, true_grad) = kd(*(x[:3].clamp(min=-1e6) for x in (s, q)), divergence=divergence, beta=beta)
+    close(loss[:3], true_loss)
+    close(grad[:3], true_grad)
+    if divergence != "js":
+        (s if divergence == "forward" else q)[0, 1] = -INF
+        assert kd(s, q, divergence=divergence)[0][0][0] == INF
+
+
+@by_pieces
+@cases
+def test_softmax(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x, g = logits(*shape, dtype).to(DEVICE), features(*shape, dtype).to(DEVICE)
+    out, grad = torch.full_like(x, 7.0), torch.full_like(x, 7.0)
+    kernels.softmax(x, 3.0, out)
+    close(out, torch.softmax(x.double() / 3.0, 1))
+    kernels.softmax_backward(g, out, 3.0, grad)
+    p = out.double()
+    close(grad, p * (g - (p * g).sum(1, keepdim=True)) / 3.0, noise=1e-7)
+
+
+@by_pieces
+def test_softmax_of_masked_and_missing_logits() -> None:
+    x = logits(4, 37, torch.float32).to(DEVICE)
+    x[0, :-1], x[1, 2], x[2], x[3, 0] = -INF, NAN, -INF, INF
+    out = torch.empty_like(x)
+    kernels.softmax(x, 1.0, out)
+    assert (out[0, :-1] == 0).all()
+    assert out[0, -1] == 1
+    assert out[1:].isnan().all()
+
+
+@cases
+def test_context_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    q, y = logits(*shape, dtype), labels(*shape)
+    q[y == IGNORE] = NAN
+    out = torch.full((len(q),), 7.0, device=DEVICE)
+    kernels.context_weights(q.to(DEVICE), y.to(DEVICE), 2.0, IGNORE, out)
+    close(out, reference.context_weights(q.double(), y, 2.0, IGNORE))
+    kernels.context_weights(q.to(DEVICE), torch.full_like(y, shape[1]).to(DEVICE), 2.0, IGNORE, out)
+    assert (out == 0).all()
+
+
+@by_pieces
+@cases
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_sample(shape: tuple[int, int], dtype: torch.dtype, reduction: str) -> None:
+    s, t = features(*shape, dtype), features(*shape, dtype)
+    t[0] = 0  # counts nothing
+    loss, grad = run(kernels.sample, s, t, reduction == "mean", each=reduction == "none")
+    true_loss, true_grad = truth(s, lambda s: reference.sample_loss(s, t.double(), reduction))
+    close(loss, true_loss)
+    close(grad, true_grad)
+
+
+@by_pieces
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_sample_of_extreme_features(dtype: torch.dtype, factor: float) -> None:
+    s, t = (factor * features(3, 37, dtype) for _ in range(2))
+    t[1, :20], t[2, 20:], s[2, 20:] = 0, 0, 0
+    loss, grad = run(kernels.sample, s, t, True)
+    true_loss, true_grad = truth(s, lambda s: reference.sample_loss(s, t.double(), "mean"))
+    close(loss, true_loss)
+    close(grad, true_grad)
+
+
+@by_pieces
+def test_sample_of_odd_teachers() -> None:
+    s, t = features(5, 37, torch.float32), torch.zeros(5, 37)
+    t[1, -1], t[2, -1], t[3] = 1e-30, NAN, NAN
+    t[4], s[4, 0] = 1, INF
+    loss, grad = run(kernels.sample, s, t, False, each=True)
+    assert loss[0] == 0
+    assert (grad[0] == 0).all()
+    assert loss[1] == INF  # about 1e60
+    assert loss[2:4].isnan().all()
+    assert loss[4] == INF
+
+
+@by_pieces
+@cases
+def test_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    z, y = logits(*shape, dtype), labels(*shape)
+    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
+    z[y == IGNORE] = NAN
+    loss, grad = run(kernels.cross_entropy, z, y, IGNORE)
+    close(loss, true_loss)
+    close(grad, true_grad)
+    other, other_grad = run(kernels.cross_entropy, z, torch.where(y == IGNORE, shape[1], y), IGNORE)
+    assert torch.equal(other, loss)
+    assert torch.equal(other_grad, grad)
+
+
+@by_pieces
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_cross_entropy_of_extreme_logits(factor: float) -> None:
+    z, y = factor * logits(5, 37, torch.float32), labels(5, 37)
+    z[0, 3], z[1, y[1] - 1] = -INF, -INF
+    loss, grad = run(kernels.cross_entropy, z, y, IGNORE)
+    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
+    close(loss, true_loss)
+    close(grad, true_grad)
+
+
+@by_pieces
+def test_what_is_left_of_a_belief_close_to_1() -> None:
+    z = torch.zeros(1, 37)
+    z[0, 1] = 15
+    y = torch.tensor([1])
+    _, grad = run(kernels.cross_entropy, z, y, IGNORE)
+    _, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
+    torch.testing.assert_close(grad.cpu().double(), true_grad, rtol=1e-5, atol=0)
+
+
+def test_without_a_gradient() -> None:
+    """The loss is the same."""
+    s, q, y = (x.to(DEVICE) for x in (logits(5, 10, torch.float32), logits(5, 10, torch.float32), labels(5, 10)))
+    kernel: Callable[..., None]
+    for kernel, *arguments in (
+        (kernels.cross_entropy, y, IGNORE),
+        *((kernels.kd, q, y, 4.0, name, beta, IGNORE, True) for name, beta in DIVERGENCES),
+        (kernels.sample, q, True),
+    ):
+        loss = torch.empty((), device=DEVICE)
+        kernel(s, *arguments, loss, None)
+        assert torch.equal(loss, run(kernel, s, *arguments)[0])
+
+
+def test_no_rows_that_count() -> None:
+    z, y = logits(3, 4, torch.float32), torch.full((3,), IGNORE)
+    for loss, grad in (
+        run(kernels.cross_entropy, z, y, IGNORE),
+        *(run(kernels.kd, z, z, y, 4.0, name, beta, IGNORE, True) for name, beta in DIVERGENCES),
+    ):
+        assert loss == 0
+        assert (grad == 0).all()
+
+
+def test_no_rows() -> None:
+    x, y = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+    for loss, _ in (
+        run(kernels.cross_entropy, x, y, IGNORE),
+        run(kernels.kd, x, x, y, 4.0, "forward", 0.5, IGNORE, True),
+        run(kernels.kd, x, x, None, 4.0, "js", 0.5, IGNORE, False),
+        run(kernels.sample, x, x, False),
+    ):
+        assert loss == 0
+    assert run(kernels.sample, x, x, False, each=True)[0].shape == (0,)
+    assert run(kernels.sample, torch.empty(2, 0), torch.empty(2, 0), True)[0] == 0
+    x = x.to(DEVICE)
+    kernels.softmax(x, 1.0, x.clone())
+    kernels.softmax_backward(x, x, 1.0, x.clone())
+    kernels.context_weights(x, y.to(DEVICE), 1.0, IGNORE, torch.empty(0, device=DEVICE))
+
+
+@types
+@pytest.mark.parametrize("shape", [(1, 1), (0, 5), (3, 37), (130, 129), (1100, 10), (513, 300)], ids=str)
+def test_column_sums(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    matrix = features(*shape, dtype).to(DEVICE)
+    out = torch.full(shape[1:], 7.0, dtype=dtype, device=DEVICE)
+    kernels.column_sums(matrix, 0.3, out)
+    close(out, 0.3 * matrix.double().sum(0))
+
+
+def test_long_rows() -> None:
+    """More columns than a program holds, as they are."""
+    s, q, y = logits(1, 20_001, torch.float32), logits(1, 20_001, torch.float32), torch.tensor([20_000])
+    for ours, true in (
+        *(kd(s, q, divergence=divergence) for divergence in ("forward", "reverse", "js")),
+        (run(kernels.cross_entropy, s, y, IGNORE), truth(s, lambda s: reference.cross_entropy(s, y, IGNORE))),
+        (run(kernels.sample, s, q, True), truth(s, lambda s: reference.sample_loss(s, q.double(), "mean"))),
+    ):
+        close(ours[0], true[0])
+        close(ours[1], true[1])
+
+
+def test_kd_agrees_with_the_function() -> None:
+    """That of the user, on the CPU."""
+    s, q = logits(8, 10, torch.float32), logits(8, 10, torch.float32)
+    (loss, _), _ = kd(s, q, reduction="mean")
+    torch.testing.assert_close(loss.cpu(), F.kd_loss(s, q, temperature=4.0), rtol=1e-5, atol=1e-6)
