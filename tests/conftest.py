@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+import tests.gpu  # noqa: F401  (before anything imports triton)
+
 os.environ.pop("CID_BACKEND", None)  # read when cid is imported; each test names the backend it means
 
 # Imports and first calls are slow, examples are not: a deadline would only measure the machine.

@@ -13,8 +13,6 @@ from cid.backends.triton.class_ import class_
 from cid.backends.triton.grouping import group
 
 IGNORE = -100
-# NumPy, which the interpreter computes with, warns where a GPU does not.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,6 @@ from cid.backends.triton.context import accumulate_context
 from cid.backends.triton.grouping import group
 
 IGNORE = -100
-# NumPy, which the interpreter computes with, warns where a GPU does not.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 
 def draw(samples: int, columns: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

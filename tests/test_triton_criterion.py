@@ -14,9 +14,6 @@ from tests.gpu import DEVICE
 pytest.importorskip("triton", reason="needs triton")
 from cid.backends.triton import kernels
 
-# NumPy, which the interpreter computes with, warns where a GPU does not.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
 cid_before: Any = kernels.cid_before  # of many arguments, given as groups
 T = 4.0
 SIZES = [(37, 10, 9, 20), (1, 1, 1, 1), (5, 130, 3, 2)]

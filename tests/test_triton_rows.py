@@ -1,6 +1,7 @@
 """The Triton kernels that go row by row, against the reference in float64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,6 @@ from tests.gpu import DEVICE
 pytest.importorskip("triton", reason="needs triton")
 from cid.backends.options import KDOptions
 from cid.backends.triton import kernels, rows
-
-# NumPy, which the interpreter computes with, warns where a GPU does not.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 DIVERGENCES = [("forward", 0.5), ("reverse", 0.5), ("js", 0.5), ("js", 0.1)]
 divergences = pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
@@ -278,12 +276,12 @@ def test_what_is_left_of_a_belief_close_to_1() -> None:
 def test_without_a_gradient() -> None:
     """The loss is the same."""
     s, q, y = (x.to(DEVICE) for x in (logits(5, 10, torch.float32), logits(5, 10, torch.float32), labels(5, 10)))
-    kernel: Callable[..., None]
-    for kernel, *arguments in (
-        (kernels.cross_entropy, y, IGNORE),
-        *((kernels.kd, q, y, 4.0, name, beta, IGNORE, True) for name, beta in DIVERGENCES),
-        (kernels.sample, q, True),
-    ):
+    calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+        (kernels.cross_entropy, (y, IGNORE)),
+        *((kernels.kd, (q, y, 4.0, name, beta, IGNORE, True)) for name, beta in DIVERGENCES),
+        (kernels.sample, (q, True)),
+    ]
+    for kernel, arguments in calls:
         loss = torch.empty((), device=DEVICE)
         kernel(s, *arguments, loss, None)
         assert torch.equal(loss, run(kernel, s, *arguments)[0])
@@ -342,3 +340,14 @@ def test_kd_agrees_with_the_function() -> None:
     s, q = logits(8, 10, torch.float32), logits(8, 10, torch.float32)
     (loss, _), _ = kd(s, q, reduction="mean")
     torch.testing.assert_close(loss.cpu(), F.kd_loss(s, q, temperature=4.0), rtol=1e-5, atol=1e-6)
+
+
+def test_scale() -> None:
+    """A factor of 1 leaves every bit, and NaN is a factor as others are."""
+    for dtype in TYPES.values():
+        grad = torch.randn(37, 333).to(dtype).to(DEVICE)
+        for factor in (1.0, 0.5, 1024.0, float("nan")):
+            scaled = grad.clone()
+            kernels.scale(scaled, torch.tensor(factor, device=DEVICE))
+            torch.testing.assert_close(scaled, (grad.float() * factor).to(dtype), rtol=0, atol=0, equal_nan=True)
+    kernels.scale(torch.empty(0, 3, device=DEVICE), torch.ones((), device=DEVICE))

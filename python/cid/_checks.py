@@ -1,6 +1,7 @@
 """What the public functions accept. Each check names the argument, what came and what is accepted."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,24 +60,39 @@ def classes(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: at least one class")
 
 
-def labels(name: str, value: Tensor, like: Tensor) -> None:
+# Read once, as CID_BACKEND is.
+_ASSERT_LABELS = os.environ.get("CID_CHECK_LABELS") == "1"
+
+
+def labels(name: str, value: Tensor, like: Tensor, num_classes: int | None, ignore_index: int) -> None:
     """One int64 label a sample of `like`, which has one dimension more.
 
-    Their values are for `label_range`, or for a kernel that reads them anyway.
+    Their values are for `label_range`, or for a kernel that reads them anyway; on a device, for an assertion there.
     """
     if tensor(name, value).dtype != torch.int64:
         raise TypeError(f"{name}: got {value.dtype}, accepted: torch.int64")
     shape(name, value, like.shape[:-1])
     if value.device != like.device:
         raise ValueError(f"{name}: is on {value.device}, accepted: {like.device}, the device of the features or logits")
+    if _ASSERT_LABELS and not value.is_cpu:
+        assert_labels(name, value, num_classes, ignore_index)
+
+
+def assert_labels(name: str, value: Tensor, num_classes: int | None, ignore_index: int) -> None:
+    """Stop the device, without waiting for it, where a label is out of range."""
+    torch._assert_async(~_out_of_range(value, num_classes, ignore_index).any(), f"{name}: a label is out of range")
+
+
+def _out_of_range(value: Tensor, num_classes: int | None, ignore_index: int) -> Tensor:
+    beyond = value < 0 if num_classes is None else (value < 0) | (value >= num_classes)
+    return beyond & (value != ignore_index)
 
 
 def label_range(name: str, value: Tensor, num_classes: int | None, ignore_index: int) -> None:
     """Labels from 0, below `num_classes` if known, wherever looking costs no wait and breaks no trace."""
     if value.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
-    beyond = value < 0 if num_classes is None else (value < 0) | (value >= num_classes)
-    wrong = (beyond & (value != ignore_index)).nonzero()
+    wrong = _out_of_range(value, num_classes, ignore_index).nonzero()
     if len(wrong):
         where = int(wrong[0])
         accepted = "0 and up" if num_classes is None else f"0 to {num_classes - 1}"

@@ -9,6 +9,10 @@ Every function takes `backend`: `None` for the fastest that can serve the call (
 device).
 A named backend that can't serve the call raises `RuntimeError`.
 
+Labels out of range raise on the CPU. On another device nobody can look at them without waiting for it: there they count
+as ignored (`"triton"`) or trip PyTorch's own assertions (`"reference"`); with `CID_CHECK_LABELS=1` in the environment
+they stop the device, at the cost of a few launches a call.
+
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
 """
 
@@ -143,7 +147,7 @@ def kd_loss(
         _checks.shape("teacher_logits", teacher_logits, student_logits.shape)
         samples = student_logits.shape[:-1]
         if target is not None:
-            _checks.labels("target", target, student_logits)
+            _checks.labels("target", target, student_logits, student_logits.shape[-1], ignore_index)
             target = target.reshape(samples.numel())
         student_logits, teacher_logits = _by_class(student_logits), _by_class(teacher_logits)
         _checks.not_empty("student_logits", student_logits, reduction)
@@ -260,7 +264,7 @@ def class_loss(
         student_features, teacher_features = _feature_rows(student_features, teacher_features)
         _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
         chosen = select(backend, student_features, teacher_features)
-    _checks.labels("target", target, student_features)
+    _checks.labels("target", target, student_features, None, ignore_index)
     return chosen.class_loss(student_features, teacher_features, target, ignore_index)
 
 
@@ -304,7 +308,7 @@ def context_weights(
         _checks.shape("teacher_logits", teacher_logits, ("B", "C"))
         _checks.classes("teacher_logits", teacher_logits)
         chosen = select(backend, teacher_logits)
-    _checks.labels("target", target, teacher_logits)
+    _checks.labels("target", target, teacher_logits, teacher_logits.shape[-1], ignore_index)
     return chosen.context_weights(teacher_logits, target, float(temperature), ignore_index)
 
 
@@ -357,7 +361,7 @@ def accumulate_context(
         _check_sums("features", {"features": features, "weights": weights}, numerator, denominator)
         _checks.shape("weights", weights, (features.shape[0],))
         chosen = select(backend, features, weights, numerator, denominator)
-    _checks.labels("target", target, features)
+    _checks.labels("target", target, features, numerator.shape[0], ignore_index)
     _checks.writable(numerator=numerator, denominator=denominator)
     chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
 
@@ -605,7 +609,7 @@ def _check_criterion(inputs: CIDInputs, options: CIDOptions) -> None:
     _checks.shape("adapter_bias", inputs.adapter_bias, (teacher_features.shape[1],))
     _checks.temperature(options.temperature)
     _checks.integer("ignore_index", options.ignore_index)
-    _checks.labels("target", inputs.target, features)
+    _checks.labels("target", inputs.target, features, num_classes, options.ignore_index)
     if context is None or inputs.context_sums is not None:
         # The other terms that see the labels know no number of classes, or come too late.
         _checks.label_range("target", inputs.target, num_classes, options.ignore_index)

@@ -197,7 +197,7 @@ class _GradientInForward(torch.autograd.Function):
         loss, grad = dense.new_empty(shape, dtype=_real(dense)), torch.empty_like(dense)
         kernel(dense, *arguments, loss, grad)
         ctx.save_for_backward(grad)
-        ctx.arguments = len(arguments)
+        ctx.arguments, ctx.handed_out = len(arguments), False
         return loss
 
     @staticmethod
@@ -205,12 +205,23 @@ class _GradientInForward(torch.autograd.Function):
         _refuse_second_order()
         (grad,) = ctx.saved_tensors
         rest = (None,) * (2 + ctx.arguments)
-        # Where it is cheap, a look saves a pass over the data.
         if grad_output.ndim == 0 and _can_look(grad_output) and grad_output.item() == 1.0:
+            ctx.handed_out = True  # where it is then changed in place, and the graph was kept, PyTorch raises
             return grad, *rest
-        # Out of place: a second backward over the same graph needs the saved gradient as it was. (Where the one handed
-        # out above has been changed in place meanwhile, PyTorch raises.)
-        return grad * (grad_output if grad_output.ndim == 0 else grad_output[:, None]), *rest
+        return _scaled(grad, grad_output, ctx.handed_out), *rest
+
+
+def _scaled(grad: Tensor, factor: Tensor, handed_out: bool = False) -> Tensor:
+    """A gradient times `factor`, of shape () or one for each row; in place where nobody else will see it again."""
+    by_row = factor if factor.ndim == 0 else factor[:, None]
+    if torch.compiler.is_compiling() or handed_out or torch._C._autograd._get_current_graph_task_keep_graph():
+        return grad * by_row
+    if factor.ndim == 0 and grad.is_cuda:
+        from cid.backends.triton.scale import scale
+
+        scale(grad, factor)
+        return grad
+    return grad.mul_(by_row)
 
 
 def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
@@ -319,7 +330,7 @@ class _CID(torch.autograd.Function):
         _refuse_second_order()
         f, x, adapter_weight, head_weight, kd_grad, class_grad, sample_grad, z_grad = ctx.saved_tensors
         needs_f, needs_s, needs_adapter_weight, needs_adapter_bias, needs_weight, needs_bias = ctx.needs_input_grad[:6]
-        # A number rides along in the products; a scale that can't be looked at is multiplied in at the end.
+        # A number rides along in the products; a factor that can't be looked at is multiplied in at the end.
         looked = _can_look(grad_output)
         g = grad_output.item() if looked else 1.0
         alpha, beta, gamma = g * ctx.options.alpha, g * ctx.options.beta, g * ctx.options.gamma
@@ -348,7 +359,7 @@ class _CID(torch.autograd.Function):
             grad_bias,
         ]
         if not looked:
-            grads = [None if grad is None else grad * grad_output for grad in grads]
+            grads = [None if grad is None else _scaled(grad, grad_output) for grad in grads]
         return *grads, *(None,) * 7
 
 

@@ -1,4 +1,4 @@
-"""The kernels, under the names of `cid._native`: one file a formula."""
+"""The kernels, under the names of `cid._native`, and `scale`: one file a formula."""
 
 from cid.backends.triton.class_ import class_
 from cid.backends.triton.columns import column_sums
@@ -7,6 +7,7 @@ from cid.backends.triton.criterion import cid_after, cid_before
 from cid.backends.triton.cross_entropy import cross_entropy
 from cid.backends.triton.kd import kd
 from cid.backends.triton.sample import sample
+from cid.backends.triton.scale import scale
 from cid.backends.triton.softmax import context_weights, softmax, softmax_backward
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "cross_entropy",
     "kd",
     "sample",
+    "scale",
     "softmax",
     "softmax_backward",
 ]
