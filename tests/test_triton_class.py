@@ -1,5 +1,7 @@
 """The class term's kernels against the formula in float64."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,11 +10,11 @@ from cid.backends import reference
 from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
-from cid.backends.triton import class_ as module
-from cid.backends.triton.class_ import class_
+from cid.backends.triton import class_, rows
 from cid.backends.triton.grouping import group
 
 IGNORE = -100
+module = import_module(class_.__module__)  # whose name is the function's
 # NumPy, which the interpreter computes with, warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
@@ -66,8 +68,9 @@ def test_a_large_batch() -> None:
 
 
 def test_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TILE", 16_384)
-    check(*draw(3, 2, 20_000, 1))
+    monkeypatch.setattr(rows, "_WHOLE", 1024)
+    monkeypatch.setattr(rows, "_PIECE", 1024)
+    check(*draw(3, 2, 2100, 1))
 
 
 @pytest.mark.parametrize("samples", [5, 40])

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cid.backends.triton.rows import launch
+
 _TILE = 128
 
 
@@ -38,7 +40,9 @@ def group(target: Tensor, ignore_index: int) -> Groups:
     tiles = triton.cdiv(samples, _TILE)
     pairs = target.new_empty(tiles, dtype=torch.int32)
     if tiles:
-        _bounds_kernel[(tiles,)](
+        launch(
+            _bounds_kernel,
+            (tiles,),
             label,
             bounds[0],
             bounds[1],
@@ -47,7 +51,6 @@ def group(target: Tensor, ignore_index: int) -> Groups:
             samples.bit_length(),
             ignore_index,
             TILE=_TILE,
-            enable_fp_fusion=False,
         )
     return Groups(label, order, bounds[0], bounds[1], pairs)
 
