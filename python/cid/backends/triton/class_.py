@@ -86,9 +86,11 @@ def class_(
         num_warps=warps,
     )
 
-    losses, along = loss.new_empty(2, splits, samples)
-    slab = tiles if grad is None else min(tiles, max(_SCRATCH // (padded * side), 1))
-    differences = loss if grad is None else loss.new_empty(slab * side, padded)
+    losses = loss.new_empty(splits, samples)
+    slab, along, differences = tiles, None, None
+    if grad is not None:
+        slab = min(tiles, max(_SCRATCH // (padded * side), 1))
+        along, differences = torch.empty_like(losses), loss.new_empty(slab * side, padded)
     precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     for first in range(0, tiles, slab):
         count = min(slab, tiles - first)
@@ -113,7 +115,6 @@ def class_(
             SIDE=side,
             STEP=128 // student.element_size(),
             PRECISION=precision,
-            KEEP=grad is not None,
             num_warps=side // 8,
         )
         if grad is None:
@@ -305,7 +306,6 @@ def _differences_kernel(
     SIDE: tl.constexpr,
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
-    KEEP: tl.constexpr,
 ):
     """A tile of rows of D: their losses, their products with the student's cosines, and themselves."""
     split = tl.program_id(1)
@@ -322,14 +322,14 @@ def _differences_kernel(
         teacher = _cosines(teacher_ptr, ratio_ptr + padded, row, column, teachers, STEP, PRECISION)
         difference = tl.where(same, teacher - cosines, 0.0)
         squares += tl.sum(difference * difference, 1)
-        if KEEP:
+        if differences_ptr is not None:
             along += tl.sum(difference * cosines, 1)
             # They meet the rows as copied, so that these need no second factor.
             kept = tl.where(same, difference * tl.load(ratio_ptr + column)[None, :], 0.0)
             tl.store(differences_ptr + row_in_slab.to(tl.int64)[:, None] * padded + column[None, :], kept)
     at = split * samples + row
     tl.store(losses_ptr + at, squares * _share_of(start, end, pairs_ptr, pair_tiles), mask=row < samples)
-    if KEEP:
+    if differences_ptr is not None:
         tl.store(along_ptr + at, along, mask=row < samples)
 
 

@@ -36,7 +36,8 @@ def group(target: Tensor, ignore_index: int) -> Groups:
     """
     samples = len(target)
     label, order = torch.sort(target, stable=True)
-    bounds = target.new_empty(2, samples, dtype=torch.int32)
+    # Two tensors and not one, in which where the second begins, and so what is compiled, would depend on B.
+    start, end = (torch.empty_like(target, dtype=torch.int32) for _ in range(2))
     tiles = triton.cdiv(samples, _TILE)
     pairs = target.new_empty(tiles, dtype=torch.int32)
     if tiles:
@@ -44,15 +45,15 @@ def group(target: Tensor, ignore_index: int) -> Groups:
             _bounds_kernel,
             (tiles,),
             label,
-            bounds[0],
-            bounds[1],
+            start,
+            end,
             pairs,
             samples,
             samples.bit_length(),
             ignore_index,
             TILE=_TILE,
         )
-    return Groups(label, order, bounds[0], bounds[1], pairs)
+    return Groups(label, order, start, end, pairs)
 
 
 @triton.jit(do_not_specialize=["samples", "steps", "ignore_index"])
