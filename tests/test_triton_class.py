@@ -1,7 +1,5 @@
 """The class term's kernels against the formula in float64."""
 
-from importlib import import_module
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,11 +8,12 @@ from cid.backends import reference
 from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
-from cid.backends.triton import class_, rows
+from cid.backends.triton import class_ as module
+from cid.backends.triton import rows
+from cid.backends.triton.class_ import class_
 from cid.backends.triton.grouping import group
 
 IGNORE = -100
-module = import_module(class_.__module__)  # whose name is the function's
 # NumPy, which the interpreter computes with, warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
