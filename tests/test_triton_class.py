@@ -9,6 +9,7 @@ from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
 from cid.backends.triton import class_ as module
+from cid.backends.triton import rows
 from cid.backends.triton.class_ import class_
 from cid.backends.triton.grouping import group
 
@@ -64,8 +65,9 @@ def test_a_large_batch() -> None:
 
 
 def test_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TILE", 16_384)
-    check(*draw(3, 2, 20_000, 1))
+    monkeypatch.setattr(rows, "_WHOLE", 1024)
+    monkeypatch.setattr(rows, "_PIECE", 1024)
+    check(*draw(3, 2, 2100, 1))
 
 
 @pytest.mark.parametrize("samples", [5, 40])

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from cid.backends.reference import NORM_FLOOR
 from cid.backends.triton.grouping import Groups, count_classes, group
+from cid.backends.triton.rows import block_of, launch, tile_of
 
 _COLUMNS = 64  # columns of a gradient that a program computes; rows are padded with zeros to a multiple
 _PROGRAMS = 256  # the tiles of a row of D are split among programs until there are so many: two for each multiprocessor
-_TILE = 2048  # elements of the rows that a program copies, where several fit
-_WHOLE = 16384  # the longest row that it holds
 _SCRATCH = 2**26  # elements of D that are kept at once: larger batches go in slabs of rows
 
 
@@ -60,9 +59,11 @@ def class_(
     student, teacher = (_padded_rows(x, padded) for x in (student_features, teacher_features))
     ratios = loss.new_empty(2, padded)
     norms = loss.new_empty(2, padded)
-    blocks = [_block(x.shape[1]) for x in (student, teacher)]
-    rows = min(max(_TILE // max(blocks), 1), side)
-    _rows_kernel[(padded // rows, 2)](
+    blocks = [block_of(x.shape[1]) for x in (student, teacher)]
+    rows_a_program, warps = tile_of(max(blocks))
+    launch(
+        _rows_kernel,
+        (padded // rows_a_program, 2),
         student_features,
         teacher_features,
         groups.order,
@@ -75,24 +76,27 @@ def class_(
         samples,
         padded,
         FLOOR=NORM_FLOOR,
-        ROWS=rows,
+        ROWS=rows_a_program,
         STUDENTS=student_features.shape[1],
         TEACHERS=teacher_features.shape[1],
         STUDENT_STRIDE=student.shape[1],
         TEACHER_STRIDE=teacher.shape[1],
         STUDENT_BLOCK=blocks[0],
         TEACHER_BLOCK=blocks[1],
-        num_warps=min(max(rows * max(blocks) // 512, 1), 32),
-        enable_fp_fusion=False,
+        num_warps=warps,
     )
 
-    losses, along = loss.new_empty(2, splits, samples)
-    slab = tiles if grad is None else min(tiles, max(_SCRATCH // (padded * side), 1))
-    differences = loss if grad is None else loss.new_empty(slab * side, padded)
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    losses = loss.new_empty(splits, samples)
+    slab, along, differences = tiles, None, None
+    if grad is not None:
+        slab = min(tiles, max(_SCRATCH // (padded * side), 1))
+        along, differences = torch.empty_like(losses), loss.new_empty(slab * side, padded)
+    precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     for first in range(0, tiles, slab):
         count = min(slab, tiles - first)
-        _differences_kernel[(count, splits)](
+        launch(
+            _differences_kernel,
+            (count, splits),
             student,
             teacher,
             ratios,
@@ -111,13 +115,13 @@ def class_(
             SIDE=side,
             STEP=128 // student.element_size(),
             PRECISION=precision,
-            KEEP=grad is not None,
             num_warps=side // 8,
-            enable_fp_fusion=False,
         )
         if grad is None:
             continue
-        _gradient_kernel[(count, student.shape[1] // _COLUMNS)](
+        launch(
+            _gradient_kernel,
+            (count, student.shape[1] // _COLUMNS),
             student,
             ratios,
             norms,
@@ -140,14 +144,8 @@ def class_(
             COLUMNS=_COLUMNS,
             PRECISION=precision,
             num_warps=side // 8,
-            enable_fp_fusion=False,
         )
     torch.sum(losses.view(-1), 0, out=loss)
-
-
-def _block(columns: int) -> int:
-    """How many columns of its rows a program reads at once: all of them, up to what registers hold."""
-    return triton.next_power_of_2(columns) if columns <= _WHOLE else _TILE
 
 
 def _padded_rows(features: Tensor, rows: int) -> Tensor:
@@ -169,9 +167,10 @@ def _class_of(start_ptr, end_ptr, place, samples):
 
 @triton.jit
 def _columns_of(start, end, samples):
-    """The range of columns in which these rows of D are not 0."""
+    """The range of columns in which these rows of D are not 0, from where 16 bytes of a row can be read at once."""
     some = end > start
-    return tl.min(tl.where(some, start, samples), 0), tl.max(tl.where(some, end, 0), 0)
+    first = tl.min(tl.where(some, start, samples), 0)
+    return first // 4 * 4, tl.max(tl.where(some, end, 0), 0)
 
 
 @triton.jit
@@ -190,7 +189,7 @@ def _power_of_two(x):
     return exponent.to(tl.float32, bitcast=True), ((254 << 23) - exponent).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["samples", "padded"])
+@triton.jit(do_not_specialize=["samples"])
 def _rows_kernel(
     student_ptr,
     teacher_ptr,
@@ -287,7 +286,7 @@ def _cosines(x_ptr, ratio_ptr, row, column, width, STEP: tl.constexpr, PRECISION
     return total * tl.load(ratio_ptr + row)[:, None] * tl.load(ratio_ptr + column)[None, :]
 
 
-@triton.jit(do_not_specialize=["first_row", "samples", "padded", "pair_tiles"])
+@triton.jit(do_not_specialize=["samples", "pair_tiles"])
 def _differences_kernel(
     student_ptr,
     teacher_ptr,
@@ -307,7 +306,6 @@ def _differences_kernel(
     SIDE: tl.constexpr,
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
-    KEEP: tl.constexpr,
 ):
     """A tile of rows of D: their losses, their products with the student's cosines, and themselves."""
     split = tl.program_id(1)
@@ -324,14 +322,14 @@ def _differences_kernel(
         teacher = _cosines(teacher_ptr, ratio_ptr + padded, row, column, teachers, STEP, PRECISION)
         difference = tl.where(same, teacher - cosines, 0.0)
         squares += tl.sum(difference * difference, 1)
-        if KEEP:
+        if differences_ptr is not None:
             along += tl.sum(difference * cosines, 1)
             # They meet the rows as copied, so that these need no second factor.
             kept = tl.where(same, difference * tl.load(ratio_ptr + column)[None, :], 0.0)
             tl.store(differences_ptr + row_in_slab.to(tl.int64)[:, None] * padded + column[None, :], kept)
     at = split * samples + row
     tl.store(losses_ptr + at, squares * _share_of(start, end, pairs_ptr, pair_tiles), mask=row < samples)
-    if KEEP:
+    if differences_ptr is not None:
         tl.store(along_ptr + at, along, mask=row < samples)
 
 
@@ -348,7 +346,7 @@ def _add_product(total, a, b, PRECISION: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["first_row", "samples", "padded", "pair_tiles", "splits"])
+@triton.jit(do_not_specialize=["samples", "pair_tiles", "splits"])
 def _gradient_kernel(
     student_ptr,
     ratio_ptr,

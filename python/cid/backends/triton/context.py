@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cid.backends.triton.grouping import Groups, group
+from cid.backends.triton.rows import launch
 
 _ROWS = 32  # samples of a class that a program adds up at once
 _COLUMNS = 128  # columns of a program
@@ -37,7 +38,9 @@ def accumulate_context(
     # A program for each place and not for each class: the classes may be many more than the samples, and a program
     # that is not at the start of a class ends at once. Nothing is read of a class that does not occur.
     grid = samples, max(triton.cdiv(columns, _COLUMNS), 1)
-    _accumulate_kernel[grid](
+    launch(
+        _accumulate_kernel,
+        grid,
         features,
         weights,
         label,
@@ -50,7 +53,6 @@ def accumulate_context(
         len(denominator),
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
-        enable_fp_fusion=False,
     )
 
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cid.backends.triton.rows import launch
+
 _TILE = 128
 
 
@@ -34,22 +36,24 @@ def group(target: Tensor, ignore_index: int) -> Groups:
     """
     samples = len(target)
     label, order = torch.sort(target, stable=True)
-    bounds = target.new_empty(2, samples, dtype=torch.int32)
+    # Two tensors and not one, in which where the second begins, and so what is compiled, would depend on B.
+    start, end = (torch.empty_like(target, dtype=torch.int32) for _ in range(2))
     tiles = triton.cdiv(samples, _TILE)
     pairs = target.new_empty(tiles, dtype=torch.int32)
     if tiles:
-        _bounds_kernel[(tiles,)](
+        launch(
+            _bounds_kernel,
+            (tiles,),
             label,
-            bounds[0],
-            bounds[1],
+            start,
+            end,
             pairs,
             samples,
             samples.bit_length(),
             ignore_index,
             TILE=_TILE,
-            enable_fp_fusion=False,
         )
-    return Groups(label, order, bounds[0], bounds[1], pairs)
+    return Groups(label, order, start, end, pairs)
 
 
 @triton.jit(do_not_specialize=["samples", "steps", "ignore_index"])

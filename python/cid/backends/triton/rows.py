@@ -38,11 +38,21 @@ def launch_rows(kernel: Any, rows: int, columns: int, *arguments: Any, **constan
     """
     if rows == 0:
         return
-    block = triton.next_power_of_2(max(columns, 1)) if columns <= _WHOLE else _PIECE
-    rows_a_program = max(1, _TILE // block)
-    warps = min(max(rows_a_program * block // _ELEMENTS_PER_WARP, 1), 32)
+    block = block_of(columns)
+    rows_a_program, warps = tile_of(block)
     constants |= {"COLUMNS": columns, "ROWS": rows_a_program, "BLOCK": block, "num_warps": warps}
     launch(kernel, (triton.cdiv(rows, rows_a_program),), *arguments, rows, **constants)
+
+
+def block_of(columns: int) -> int:
+    """How many columns of its rows a program takes at once."""
+    return triton.next_power_of_2(max(columns, 1)) if columns <= _WHOLE else _PIECE
+
+
+def tile_of(block: int) -> tuple[int, int]:
+    """How many rows a program takes with so many columns at once, and its warps."""
+    rows = max(1, _TILE // block)
+    return rows, min(max(rows * block // _ELEMENTS_PER_WARP, 1), 32)
 
 
 @triton.jit
