@@ -10,7 +10,7 @@ from cid import functional
 from cid.context import ContextBank
 from cid.distiller import Distiller, InterventionalStudent
 from cid.functional import CIDOutput
-from cid.head import InterventionalHead
+from cid.head import FoldedHead, InterventionalHead
 from cid.losses import CIDLoss, ClassLoss, KDLoss, SampleLoss
 
 __version__ = version("cid-distill")
@@ -21,6 +21,7 @@ __all__ = [
     "ClassLoss",
     "ContextBank",
     "Distiller",
+    "FoldedHead",
     "InterventionalHead",
     "InterventionalStudent",
     "KDLoss",

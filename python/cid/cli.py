@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cid.bench import command as bench
-from cid.train.config import METHODS, read_toml, resolve, settings
+from cid.train.config import EXPORTS, METHODS, read_toml, resolve, settings
 from cid.train.errors import ConfigError, InterruptedRunError, RunError
 
 Subparsers = Any  # argparse's own class for this is private
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA:
+        if package not in EXTRAS:
             raise
-        return _fail(f'{package} is missing: pip install "cid-distill[train]"', 2)
+        return _fail(f'{package} is missing: pip install "cid-distill[{EXTRAS[package]}]"', 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
@@ -53,8 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-# What the extra brings, as imported.
-EXTRA = {"lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"}
+# Which extra brings what, as imported.
+EXTRAS = {
+    **dict.fromkeys(("lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"), "train"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+}
 
 
 def _fail(message: str, code: int) -> int:
@@ -165,7 +168,48 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (_register_distill, _register_eval, bench.register)
+# --- cid export ----------------------------------------------------------------------------------------------------
+
+
+def _register_export(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a saved student as ONNX, torch.export or safetensors",
+        description="Writes a run's student to one file for where this package is not: the head is folded into the "
+        "classifying layer. onnx and torch map images, float32 (batch, channels, height, width) with values in 0..1, "
+        "to logits: for batches of any size, and they normalise by themselves. safetensors is the weights, for "
+        "cid.train.load_student or for your own code, which has to normalise. Each file describes itself (classes, "
+        "normalisation) in JSON: the metadata 'json' of ONNX and safetensors, the extra file 'description.json' of "
+        "torch.export.",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--to", choices=EXPORTS, required=True, help="onnx needs the extra cid-distill[onnx]")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="new file (default: RUN/METHOD-seedN, with its suffix)"
+    )
+    parser.add_argument("--method", choices=METHODS, default="cid", help="whose student (default: cid)")
+    parser.add_argument("--seed", type=int, help="of which seed (default: the first)")
+    parser.add_argument(
+        "--no-head", action="store_false", dest="head", help="cid: predict with the student's own logits"
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cid.train.runner import RunFolder
+    from cid.train.ship import ship
+
+    folder = RunFolder(options.folder)
+    print(ship(folder, to=options.to, method=options.method, seed=options.seed, head=options.head, out=options.out))
+    return 0
+
+
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
+    _register_distill,
+    _register_eval,
+    _register_export,
+    bench.register,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

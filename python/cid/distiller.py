@@ -4,14 +4,14 @@ import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cid import _checks
 from cid.functional import CIDOutput
-from cid.head import InterventionalHead
+from cid.head import FoldedHead, InterventionalHead
 from cid.losses import CIDLoss
 
 # RemovableHandle draws its ids from an unguarded counter; replicas run in threads of one process.
@@ -88,12 +88,14 @@ def _listing(model: nn.Module) -> str:
 
 
 class InterventionalStudent(nn.Module):
-    """A distilled student: one module from an input to the interventional logits z.
+    """A distilled student with its parts side by side: what a run saves, and what `fold` makes a model to ship of.
 
-    It stands on its own, with copies of the student, the head and the contexts as they were; see `Distiller.student`.
+    It maps an input to the interventional logits z, and stands on its own, with copies of the student, the head and the
+    contexts as they were; see `Distiller.student`.
 
     Attributes:
         model: The student.
+        layer_name: Its classifying layer.
         head: Its `InterventionalHead`.
         context: M, shape (C, Ds), a buffer.
     """
@@ -112,6 +114,26 @@ class InterventionalStudent(nn.Module):
         features, logits = _features_and_logits(self.model, self.layer_name, x, "student")
         z: Tensor = self.head(features, logits, self.context)
         return z
+
+    def fold(self) -> nn.Module:
+        """A copy of the model whose classifying layer yields z, by a `cid.FoldedHead`; see `Distiller.student`."""
+        return with_head(copy.deepcopy(self.model), self.layer_name, self.head.fold(self.context))
+
+
+def with_head(model: nn.Module, layer_name: str, head: FoldedHead) -> nn.Module:
+    """Attach a folded head to a model's classifying layer, in place: what the layer yields becomes z."""
+    layer = model.get_submodule(layer_name)
+    layer.add_module("intervention", head)
+    # A hook, not another layer in its place: the layer keeps its type, its weights their names, and whoever else holds
+    # the layer gets z as well.
+    layer.register_forward_hook(_intervene)
+    return model
+
+
+def _intervene(layer: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
+    """Without state, so that it can be copied, replicated, compiled, exported and called from several threads."""
+    z: Tensor = cast(nn.Module, layer.intervention)(args[0], logits)
+    return z
 
 
 class Distiller(nn.Module):
@@ -204,6 +226,11 @@ class Distiller(nn.Module):
             ignore_index=ignore_index,
             backend=backend,
         )
+        if hasattr(student.get_submodule(self.student_layer), "intervention"):
+            raise ValueError(
+                f"student: its layer {self.student_layer!r} has an interventional head already, accepted: a student "
+                "without one, as Distiller.student(head=False) gives it"
+            )
         parameter = next(student.parameters(), None)
         if parameter is not None:
             self.criterion.to(parameter.device, parameter.dtype)
@@ -247,10 +274,35 @@ class Distiller(nn.Module):
         features, logits = _features_and_logits(self.student_model, self.student_layer, x, "student")
         return self.criterion.predict(features, logits)
 
-    def student(self) -> InterventionalStudent:
-        """The student as it is now, as one module from x to z, in eval mode, that shares nothing with the training."""
+    def student(self, *, head: bool = True, fold: bool = True) -> nn.Module:
+        """The student as it is now, in eval mode, as a module that shares nothing with the training.
+
+        A copy of `student_model` whose classifying layer yields the interventional logits z in place of its own logits
+        s, by a `cid.FoldedHead` attached to it as `intervention`. So it is called as the model is and returns what the
+        model returns, with z for s; a forward that goes on behind the layer goes on with z. The weights keep their
+        names. `torch.compile`, `torch.export` and `torch.onnx.export` take it.
+
+        Args:
+            head: False for a plain copy, which predicts with s: for those who can't change the network.
+            fold: False for a `cid.InterventionalStudent`, which keeps head and contexts as they were trained.
+
+        Example:
+            >>> student, teacher = nn.Linear(8, 3), nn.Linear(8, 3)
+            >>> distiller = Distiller(student, teacher, num_classes=3, beta=1.0, gamma=1.0)
+            >>> x = torch.randn(2, 8)
+            >>> torch.allclose(distiller.student()(x), distiller.predict(x), atol=1e-6)
+            True
+            >>> torch.equal(distiller.student(head=False)(x), student(x))
+            True
+        """
+        model = copy.deepcopy(self.student_model).eval()
+        if not head:
+            return model
+        if fold:
+            folded = self.criterion.head.fold(self.criterion.bank.context)
+            return with_head(model, self.student_layer, folded.eval())
         return InterventionalStudent(
-            copy.deepcopy(self.student_model),
+            model,
             self.student_layer,
             copy.deepcopy(self.criterion.head),
             self.criterion.bank.context.clone(),

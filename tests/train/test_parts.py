@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from cid.train import report
 from cid.train.config import OptimConfig
-from cid.train.errors import NonFiniteError
+from cid.train.errors import CheckpointError, NonFiniteError
+from cid.train.files import write_json
 from cid.train.methods import StepOutput
 from cid.train.monitor import LossMonitor
-from cid.train.report import Result
+from cid.train.report import Result, WithoutHead
 from cid.train.schedule import OPTIMIZERS, SCHEDULES, learning_rate, set_learning_rate
 from cid.train.signals import StopRequest
 
@@ -127,6 +129,36 @@ def test_differences_use_common_seeds_alone() -> None:
     (difference,) = report.differences([result("labels", 0, 0.5), result("kd", 0, 0.6), result("kd", 1, 0.9)])
     assert difference.accuracy.mean == pytest.approx(0.1)
     assert "one seed" in report.table([result("labels", 0, 0.5), result("kd", 0, 0.6)])
+
+
+def test_networks_that_can_do_without_their_heads_have_two_rows(tmp_path: Path) -> None:
+    own = WithoutHead(700, 0.75, 1.5)
+    results = [result("kd", 0, 0.7), replace(result("cid", 0, 0.8), without_head=own)]
+    assert [(row.method, row.parameters, row.accuracy.mean) for row in report.rows(results)] == [
+        ("kd", 1030, 0.7),
+        ("cid", 1030, 0.8),
+        ("cid, no head", 700, 0.75),
+    ]
+    assert [(each.method, each.baseline) for each in report.differences(results)] == [
+        ("cid", "kd"),
+        ("cid, no head", "kd"),
+        ("cid, no head", "cid"),
+    ]
+    text = report.table(results)
+    assert "no head: the same networks by the student's own logits" in text
+    assert "no head" not in report.table(results[:1])
+    write_json(tmp_path / "result.json", results[1].to_json())
+    assert Result.read(tmp_path / "result.json") == results[1]
+
+
+def test_results_of_before_there_was_a_row_without_head(tmp_path: Path) -> None:
+    content = result("cid", 0, 0.8).to_json()
+    del content["without_head"]
+    write_json(tmp_path / "result.json", content)
+    assert Result.read(tmp_path / "result.json") == result("cid", 0, 0.8)
+    write_json(tmp_path / "result.json", {**content, "without_head": {"accuracy": 1}})
+    with pytest.raises(CheckpointError, match=r"result\.json: is no result"):
+        Result.read(tmp_path / "result.json")
 
 
 def test_curves(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_a_run_leaves_everything(run: Path) -> None:
         *((f"{method}-seed{seed}", epoch) for seed in (0, 1) for method in METHODS for epoch in range(3)),
     ]
     table = json.loads((run / "table.json").read_text())
-    assert [row["method"] for row in table["methods"]] == ["teacher", *METHODS]
-    assert [row["networks"] for row in table["methods"]] == [1, 2, 2, 2]
-    assert len(table["differences"]) == 3
+    assert [row["method"] for row in table["methods"]] == ["teacher", *METHODS, "cid, no head"]
+    assert [row["networks"] for row in table["methods"]] == [1, 2, 2, 2, 2]
+    assert len(table["differences"]) == 6
 
 
 def test_students_of_a_seed_start_from_the_same_weights(run: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_loaded_students_predict_what_was_scored(run: Path) -> None:
 
 
 def test_loading_names_what_is_wrong(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"student\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"student\.safetensors: is no readable safetensors file"):
         load_student(tmp_path)
     for name in ("student.json", "student.safetensors"):
         (tmp_path / name).write_bytes((run / "labels-seed0" / name).read_bytes())

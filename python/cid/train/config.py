@@ -61,6 +61,8 @@ def _setting(default: Any, text: str, *, rule: Rule | None = None, flag: str | N
 
 
 METHODS = ("labels", "kd", "cid")
+# What `cid export` writes, and how such files end.
+EXPORTS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cid import InterventionalHead, InterventionalStudent
+from cid import FoldedHead, InterventionalHead, InterventionalStudent
+from cid.distiller import with_head
 from cid.train.data import Normalize, Preprocessing
 from cid.train.errors import CheckpointError
 from cid.train.files import read_json, read_tensors, write_json, write_tensors
@@ -49,7 +50,7 @@ def save_network(path: Path, network: nn.Module, description: Description) -> No
         network: what a method's `predictor()` gave.
         description: how to rebuild it.
     """
-    content: dict[str, Any] = {"format": FORMAT, **asdict(description)}
+    content = to_json(description)
     if isinstance(network, InterventionalStudent):
         content["intervention"] = {"layer": network.layer_name, "temperature": network.head.temperature}
     # The description first: weights are never without it.
@@ -57,15 +58,20 @@ def save_network(path: Path, network: nn.Module, description: Description) -> No
     write_tensors(path, network.state_dict())
 
 
+def to_json(description: Description) -> dict[str, Any]:
+    """The description as JSON holds it."""
+    return {"format": FORMAT, **asdict(description)}
+
+
 def load_student(path: str | Path) -> nn.Module:
-    """The trained student in a run folder's `METHOD-seedN`, ready to predict.
+    """A trained student, ready to predict: one in a run folder's `METHOD-seedN`, or what `cid export` wrote of it.
 
     The module, in eval mode on the CPU, maps images (B, channels, height, width), float with values in 0..1 (bytes
     divided by `preprocessing.scale` of the JSON: 255, or 16 for the digits), to the logits that the student predicts
     with: the interventional ones where CID trained it. It normalises by itself, as in training.
 
     Args:
-        path: a `student.safetensors`, or the folder that has one.
+        path: a `student.safetensors`, the folder that has one, or a file of `cid export --to safetensors`.
 
     Raises:
         CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
@@ -77,18 +83,28 @@ def load_student(path: str | Path) -> nn.Module:
         >>> student(images).softmax(1)  # doctest: +SKIP
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "student.safetensors"
-    description, intervention = read_description(path.with_suffix(".json"))
-    tensors, _ = read_tensors(path)
+    description, network = read_network(path / "student.safetensors" if path.is_dir() else path)
+    return nn.Sequential(Normalize(description.preprocessing), network).eval()
+
+
+def read_network(path: Path) -> tuple[Description, nn.Module]:
+    """A network as it was saved, which takes normalised images, and how it is described.
+
+    Raises:
+        CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
+        ConfigError: the network's name is unknown, or timm is missing.
+    """
+    tensors, header = read_tensors(path)
+    beside = path.with_suffix(".json")
+    description, intervention = _description(header, path) if header else read_description(beside)
     network = build_model(description.model, description.spec)
     try:
         if intervention is not None:
             network = _with_intervention(network, intervention, tensors)
         network.load_state_dict(tensors)
-    except (RuntimeError, KeyError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit {description.model}: {error}") from error
-    return nn.Sequential(Normalize(description.preprocessing), network).eval()
+    return description, network.eval()
 
 
 def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:
@@ -97,7 +113,10 @@ def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:
     Raises:
         CheckpointError: the file is missing, damaged, or of another format.
     """
-    content = read_json(path)
+    return _description(read_json(path), path)
+
+
+def _description(content: Any, path: Path) -> tuple[Description, dict[str, Any] | None]:
     try:
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: has format {content['format']}, accepted: {FORMAT}")
@@ -118,6 +137,10 @@ def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:
 
 
 def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """The network with a head of the right sizes, folded or not, for the tensors to be loaded into."""
+    if how.get("folded"):
+        classes, dim = tensors[f"{how['layer']}.intervention.weight"].shape
+        return with_head(network, how["layer"], FoldedHead(dim, classes, temperature=how["temperature"]))
     context = tensors["context"]
     classes, dim = context.shape
     head = InterventionalHead(dim, classes, temperature=how["temperature"])

@@ -61,10 +61,14 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any = None) -> None:
     """Writes tensors and, in the same file's header, JSON: the two can't get out of step."""
-    # Cloned, as tensors that share memory (tied weights) are refused.
-    content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    content = separate(tensors)
     metadata = None if header is None else {"json": json.dumps(header)}
     write_atomically(path, safetensors.torch.save(content, metadata))
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

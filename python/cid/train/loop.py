@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,25 @@ class Score:
     loss: float
 
 
-@torch.no_grad()
 def evaluate(predict: Callable[[Tensor], Tensor], batches: Batches) -> Score:
     """Scores logits on a whole split; the caller sets the model's mode."""
-    hits: Tensor | int = 0
-    loss: Tensor | float = 0.0
+    (score,) = evaluate_each([predict], batches)
+    return score
+
+
+@torch.no_grad()
+def evaluate_each(predictors: Sequence[Callable[[Tensor], Tensor]], batches: Batches) -> list[Score]:
+    """Scores several predictors in one pass over a split."""
+    hits: list[Tensor | int] = [0] * len(predictors)
+    losses: list[Tensor | float] = [0.0] * len(predictors)
     samples = 0
     for inputs, target in batches.in_order():
-        logits = predict(inputs).float()
-        hits = hits + (logits.argmax(1) == target).sum()
-        loss = loss + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        for i, predict in enumerate(predictors):
+            logits = predict(inputs).float()
+            hits[i] = hits[i] + (logits.argmax(1) == target).sum()
+            losses[i] = losses[i] + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
         samples += len(target)
-    return Score(float(hits) / samples, float(loss) / samples)
+    return [Score(float(hit) / samples, float(loss) / samples) for hit, loss in zip(hits, losses, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class CID(Method):
 
     def predictor(self) -> nn.Module:
         """The student with its head and contexts."""
-        return self.distiller.student()
+        return self.distiller.student(fold=False)
 
 
 @dataclass(frozen=True)

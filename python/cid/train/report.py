@@ -5,12 +5,27 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cid.train.errors import CheckpointError
 from cid.train.files import read_json
+
+
+@dataclass(frozen=True)
+class WithoutHead:
+    """What a network of method cid yields without its interventional head: by the student's own logits s.
+
+    Attributes:
+        parameters: trainable values of the student.
+        test_accuracy: 0..1, from the same pass over the test data.
+        test_loss: mean cross-entropy.
+    """
+
+    parameters: int
+    test_accuracy: float
+    test_loss: float
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class Result:
         validation_accuracy: of that epoch, 0..1.
         test_accuracy: 0..1.
         test_loss: mean cross-entropy.
+        without_head: the same of the same network without its head, if it has one.
     """
 
     name: str
@@ -38,6 +54,7 @@ class Result:
     validation_accuracy: float
     test_accuracy: float
     test_loss: float
+    without_head: WithoutHead | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -50,9 +67,11 @@ class Result:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
+        content = read_json(path)
         try:
-            return cls(**read_json(path))
-        except TypeError as error:
+            own = content.get("without_head")
+            return cls(**{**content, "without_head": own and WithoutHead(**own)})
+        except (AttributeError, TypeError) as error:
             raise CheckpointError(f"{path}: is no result: {error}") from error
 
 
@@ -102,10 +121,21 @@ class Difference:
     accuracy: Estimate
 
 
-def rows(results: Iterable[Result]) -> list[Row]:
-    """A row a method, in order of appearance."""
-    groups: dict[str, list[Result]] = {}
+def with_variants(results: Iterable[Result]) -> list[Result]:
+    """The results, each followed by that of the same network without its head, if it has one, as of a method."""
+    found: list[Result] = []
     for result in results:
+        found.append(result)
+        if result.without_head is not None:
+            method = f"{result.method}, no head"
+            found.append(replace(result, method=method, without_head=None, **asdict(result.without_head)))
+    return found
+
+
+def rows(results: Iterable[Result]) -> list[Row]:
+    """A row a method, in order of appearance, and one more where its networks can also do without their heads."""
+    groups: dict[str, list[Result]] = {}
+    for result in with_variants(results):
         groups.setdefault(result.method, []).append(result)
     return [_row(method, group) for method, group in groups.items()]
 
@@ -123,8 +153,9 @@ def _row(method: str, group: list[Result]) -> Row:
     )
 
 
-def differences(results: Sequence[Result]) -> list[Difference]:
-    """Each method against each earlier one, seed by seed: what both share (weights, batches) cancels."""
+def differences(results: Iterable[Result]) -> list[Difference]:
+    """Each row's method against each earlier one, seed by seed: what both share (weights, batches) cancels."""
+    results = with_variants(results)
     methods = [method for method in dict.fromkeys(result.method for result in results) if method != "teacher"]
     by_key = {(result.method, result.seed): result.test_accuracy for result in results}
     pairs = [(later, earlier) for i, later in enumerate(methods) for earlier in methods[:i]]
@@ -148,6 +179,8 @@ def table(results: Sequence[Result]) -> str:
     ]
     text.insert(1, "-" * len(text[0]))
     text += ["", *(_sentence(difference) for difference in differences(results))]
+    if any(result.without_head for result in results):
+        text.append("\nno head: the same networks by the student's own logits, from the same pass over the test data.")
     text.append(
         "\nAccuracy in %. +/-: 95% interval of the mean over seeds (Student's t), for this split of the data.\n"
         "Differences are taken seed by seed. The epoch was chosen on validation data; the test data was used once."

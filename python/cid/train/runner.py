@@ -15,17 +15,18 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from cid import InterventionalStudent
 from cid.train import report
 from cid.train.config import Config, read_toml, resolve, to_toml
 from cid.train.data import Batches, Dataset, Preprocessing, Split, load_dataset, mix_seed
 from cid.train.errors import CheckpointError, ConfigError, InterruptedRunError
 from cid.train.export import Description, load_student, load_teacher, save_network
 from cid.train.files import write_atomically, write_json
-from cid.train.loop import Job, Trained, Trainer, evaluate
+from cid.train.loop import Job, Trained, Trainer, evaluate, evaluate_each
 from cid.train.methods import METHODS, Ingredients, Labels, Method
 from cid.train.models import InputSpec, build_model, count_parameters
 from cid.train.progress import Observer
-from cid.train.report import Result
+from cid.train.report import Result, WithoutHead
 from cid.train.signals import StopRequest
 
 
@@ -86,6 +87,24 @@ class RunFolder:
         found = [Result.read(path) for path in self.path.glob("*/result.json")]
         order = ["teacher", *METHODS]
         return sorted(found, key=lambda result: (order.index(result.method), result.seed))
+
+    def students(self, method: str | None = None, seed: int | None = None) -> list[str]:
+        """The names of the saved students, of one method or seed alone if given, in the order of the configuration.
+
+        Raises:
+            ConfigError: the folder is no run.
+            CheckpointError: no such student is there.
+        """
+        config = self.config()
+        every = [(each, number) for each in config.method.methods for number in config.run.seeds]
+        wanted = [one for one in every if method in (None, one[0]) and seed in (None, one[1])]
+        saved = [
+            name for name in (_name(*one) for one in wanted) if (self.path / name / "student.safetensors").is_file()
+        ]
+        if not saved:
+            names = ", ".join(_name(*one) for one in every)
+            raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
+        return saved
 
     @property
     def _metrics(self) -> Path:
@@ -321,7 +340,8 @@ def _finish(run: Run, name: str, method: Method, path: Path, trained: Trained | 
     # Whatever the precision in training, what leaves it is float32, and scored as that.
     predictor = method.predictor().float().eval()
     save_network(path, predictor, run.describe(model))
-    test = evaluate(predictor, run.batches(run.data.test, 0))
+    without_head = predictor.model if isinstance(predictor, InterventionalStudent) else None
+    test, *own = evaluate_each([predictor, *filter(None, [without_head])], run.batches(run.data.test, 0))
     validation = trained.validation if trained else evaluate(predictor, run.batches(run.data.validation, 0)).accuracy
     result = Result(
         name=name,
@@ -333,6 +353,9 @@ def _finish(run: Run, name: str, method: Method, path: Path, trained: Trained | 
         validation_accuracy=validation,
         test_accuracy=test.accuracy,
         test_loss=test.loss,
+        without_head=WithoutHead(count_parameters(without_head), own[0].accuracy, own[0].loss)
+        if without_head
+        else None,
     )
     write_json(run.folder.network(name) / "result.json", result.to_json())
     run.observer.finish(
@@ -364,21 +387,12 @@ def score_students(
     Raises:
         CheckpointError: no such student is there.
     """
+    names = folder.students(method, seed)
     config = folder.config()
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
-    names = [
-        _name(each, number)
-        for each in config.method.methods
-        for number in config.run.seeds
-        if method in (None, each) and seed in (None, number)
-    ]
-    saved = [name for name in names if (folder.path / name / "student.safetensors").is_file()]
-    if not saved:
-        wanted = ", ".join(names) or f"no student of method {method} and seed {seed}"
-        raise CheckpointError(f"{folder.path}: has no saved student; this run's are {wanted}")
     data = load_dataset(config.data)
-    for name in saved:
+    for name in names:
         student = load_student(folder.path / name)
         # The student normalises by itself.
         unit = Preprocessing(data.preprocessing.scale, (0.0,), (1.0,))
