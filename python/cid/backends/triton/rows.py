@@ -84,13 +84,14 @@ def store(ptr, at, value):
 
 @triton.jit
 def labels_of(target_ptr, row, rows, ignore_index, COLUMNS: tl.constexpr):
-    """The labels of rows, and which of them name a class: one that does not counts as ignored."""
+    """The labels of rows, -1 where none names a class, and where one does: any other counts as ignored."""
     label = tl.load(target_ptr + row, mask=row < rows, other=-1)
-    return label, (label >= 0) & (label < COLUMNS) & (label != ignore_index)
+    labelled = (label >= 0) & (label < COLUMNS) & (label != ignore_index)
+    return tl.where(labelled, label, -1).to(tl.int32), labelled
 
 
 @triton.jit
-def count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr, BLOCK: tl.constexpr = 4096):
+def count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """Writes how many rows' labels name a class: for one program."""
     total = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, rows, BLOCK):
@@ -101,7 +102,7 @@ def count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr,
 
 @triton.jit(do_not_specialize=["ignore_index", "rows"])
 def _count_labelled(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr):
-    count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS)
+    count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS, 4096)
 
 
 def count_labelled(target: Tensor, classes: int, ignore_index: int) -> Tensor:
