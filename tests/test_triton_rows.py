@@ -41,7 +41,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     """Whether rows go in pieces; as if 37 columns were many, for the interpreter's sake."""
     if request.param:
         monkeypatch.setattr(rows, "_WHOLE", 16)
-        monkeypatch.setattr(rows, "_PIECE", 16)
+        monkeypatch.setattr(rows, "_PIECE", 32)
     return bool(request.param)
 
 

@@ -87,7 +87,7 @@ def _sample_and_count(
 ):
     if count_ptr is not None:
         if tl.program_id(0) == 0:
-            count_into(count_ptr, target_ptr, ignore_index, rows, classes)
+            count_into(count_ptr, target_ptr, ignore_index, rows, classes, 1024)
     sample_rows(student_ptr, teacher_ptr, each_ptr, grad_ptr, scale, rows, COLUMNS, ROWS, BLOCK)
 
 

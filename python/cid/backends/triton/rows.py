@@ -34,7 +34,8 @@ def launch_rows(kernel: Any, rows: int, columns: int, *arguments: Any, **constan
     """Runs a kernel over the rows of matrices with `columns` columns.
 
     It gets `arguments`, `rows`, and the constants `COLUMNS`, `ROWS` and `BLOCK`. The number of columns is compiled in:
-    it tells how wide an aligned access can be. That of the rows is not.
+    it tells how wide an aligned access can be. That of the rows is not, so that no batch but the first waits for the
+    compiler, a second or two for each kernel.
     """
     if rows == 0:
         return
@@ -83,31 +84,32 @@ def store(ptr, at, value):
 
 
 @triton.jit
-def labels_of(target_ptr, row, rows, ignore_index, COLUMNS: tl.constexpr):
-    """The labels of rows, and which of them name a class: one that does not counts as ignored."""
+def labels_of(target_ptr, row, rows, ignore_index, classes):
+    """The labels of rows, -1 where none names a class, and where one does: any other counts as ignored."""
     label = tl.load(target_ptr + row, mask=row < rows, other=-1)
-    return label, (label >= 0) & (label < COLUMNS) & (label != ignore_index)
+    labelled = (label >= 0) & (label < classes) & (label != ignore_index)
+    return tl.where(labelled, label, -1).to(tl.int32), labelled
 
 
 @triton.jit
-def count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr, BLOCK: tl.constexpr = 4096):
+def count_into(count_ptr, target_ptr, ignore_index, rows, classes, BLOCK: tl.constexpr):
     """Writes how many rows' labels name a class: for one program."""
     total = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, rows, BLOCK):
-        _, labelled = labels_of(target_ptr, start + tl.arange(0, BLOCK), rows, ignore_index, COLUMNS)
+        _, labelled = labels_of(target_ptr, start + tl.arange(0, BLOCK), rows, ignore_index, classes)
         total += labelled.to(tl.int32)
     tl.store(count_ptr, tl.sum(total, 0))
 
 
-@triton.jit(do_not_specialize=["ignore_index", "rows"])
-def _count_labelled(count_ptr, target_ptr, ignore_index, rows, COLUMNS: tl.constexpr):
-    count_into(count_ptr, target_ptr, ignore_index, rows, COLUMNS)
+@triton.jit(do_not_specialize=["ignore_index", "rows", "classes"])
+def _count_labelled(count_ptr, target_ptr, ignore_index, rows, classes):
+    count_into(count_ptr, target_ptr, ignore_index, rows, classes, 4096)
 
 
 def count_labelled(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """The number of rows whose label names a class, as a tensor of one int32."""
     count = torch.empty(1, dtype=torch.int32, device=target.device)
-    launch(_count_labelled, (1,), count, target, ignore_index, len(target), COLUMNS=classes, num_warps=16)
+    launch(_count_labelled, (1,), count, target, ignore_index, len(target), classes, num_warps=16)
     return count
 
 
