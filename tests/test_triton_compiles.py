@@ -44,6 +44,7 @@ kernels.softmax_backward(s, s.clone(), 4.0, s.clone())
 kernels.context_weights(s, y, 4.0, -100, torch.zeros(rows))
 kernels.column_sums(torch.zeros(600, classes, dtype=dtype), 1.0, torch.zeros(classes, dtype=dtype))
 kernels.sample(f, f.clone(), True, torch.zeros(()), None)
+kernels.scale(f, torch.ones(()))
 for divergence in ("reverse", "js"):
     kernels.kd(s, z, y, 4.0, divergence, 0.5, -100, True, torch.zeros(()), s.clone())
 print(json.dumps(loads))
