@@ -1,6 +1,8 @@
 """The formulas in Triton, for CUDA devices: float32, bfloat16 and float16, computed in float32.
 
-Triton is imported when the first tensor on a GPU comes, not before: it is not everywhere where PyTorch is.
+Triton is imported when the first tensor on a GPU comes, not before: it is not everywhere where PyTorch is. It compiles
+each kernel when it is first called with a type and a number of columns, which takes the better part of a second of one
+core, and keeps the result on disk; the number of rows is compiled into none.
 """
 
 import functools
