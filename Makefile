@@ -10,7 +10,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test check format fix lint types pytest cargo-test bench lock clean
+.PHONY: help demo test check format fix lint types pytest cargo-test bench wheel sdist wheel-test audit lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -48,10 +48,27 @@ cargo-test: .venv/.requirements
 bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
 	cid bench
 
+wheel: .venv/bin/uv ## Build the wheel, on Linux for glibc 2.28 and newer, and check what it holds
+	python tools/wheel.py build
+
+sdist: .venv/bin/uv ## Build the source distribution, and from it alone a wheel
+	python tools/wheel.py sdist
+
+wheel-test: .venv/bin/uv ## Test the built wheel in an empty environment, without the source tree
+	python tools/wheel.py test
+
+audit: .venv/bin/uv ## Look for known vulnerabilities, and for licences and sources that are not allowed
+	uv run --quiet --no-project --with-requirements requirements-tools.txt -- pip-audit --no-deps --disable-pip \
+		--requirement requirements-dev.txt --requirement requirements-tools.txt
+	cargo deny --locked check
+
 lock: .venv/.requirements ## Pin the newest versions of all development requirements
 	echo '# Made by `make lock` from pyproject.toml and requirements-dev.in.' > requirements-dev.txt
 	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --all-extras \
 		pyproject.toml requirements-dev.in >> requirements-dev.txt
+	echo '# Made by `make lock` from requirements-tools.in.' > requirements-tools.txt
+	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --universal \
+		--constraint requirements-dev.txt requirements-tools.in >> requirements-tools.txt
 
 clean: ## Remove the environment and everything built
 	rm -rf .venv target python/cid/_native.*.so
