@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
+TOOL := uv run --quiet --no-project --with-requirements requirements-tools.txt --
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .PHONY: help demo test check format fix lint types pytest cargo-test bench wheel sdist wheel-test audit lock clean
@@ -57,9 +58,10 @@ sdist: .venv/bin/uv ## Build the source distribution, and from it alone a wheel
 wheel-test: .venv/bin/uv ## Test the built wheel in an empty environment, without the source tree
 	python tools/wheel.py test
 
-audit: .venv/bin/uv ## Look for known vulnerabilities, and for licences and sources that are not allowed
-	uv run --quiet --no-project --with-requirements requirements-tools.txt -- pip-audit --no-deps --disable-pip \
-		--requirement requirements-dev.txt --requirement requirements-tools.txt
+audit: .venv/bin/uv ## Audit the dependencies (vulnerabilities, licences, sources) and the workflows
+	$(TOOL) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(TOOL) zizmor --offline .github
+	$(TOOL) pip-audit --strict --no-deps --disable-pip -r requirements-dev.txt -r requirements-tools.txt
 	cargo deny --locked check
 
 lock: .venv/.requirements ## Pin the newest versions of all development requirements
@@ -71,7 +73,7 @@ lock: .venv/.requirements ## Pin the newest versions of all development requirem
 		--constraint requirements-dev.txt requirements-tools.in >> requirements-tools.txt
 
 clean: ## Remove the environment and everything built
-	rm -rf .venv target python/cid/_native.*.so
+	rm -rf .venv target dist python/cid/_native.*.so
 
 .venv/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (set PYTHON): found " + sys.version)'

@@ -70,7 +70,7 @@ def test(wheel: Path, python: str, arguments: Iterable[str]) -> None:
         run("uv", "venv", "--quiet", "--python", python, folder / "venv")
         programs = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
         pinned = ("--constraint", ROOT / "requirements-dev.txt")
-        install = ("uv", "pip", "install", "--quiet", "--python", programs / "python", *pinned)
+        install = ("uv", "pip", "install", "--quiet", "--python", folder / "venv", *pinned)
 
         run(*install, wheel)
         run(programs / "python", "-c", SMOKE, cwd=folder)
