@@ -8,9 +8,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
+TOOL := uv run --quiet --no-project --with-requirements requirements-tools.txt --
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test check format fix lint types pytest cargo-test bench lock clean
+.PHONY: help demo test check format fix lint types pytest cargo-test bench wheel sdist wheel-test audit lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -48,13 +49,31 @@ cargo-test: .venv/.requirements
 bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
 	cid bench
 
+wheel: .venv/bin/uv ## Build the wheel, on Linux for glibc 2.28 and newer, and check what it holds
+	python tools/wheel.py build
+
+sdist: .venv/bin/uv ## Build the source distribution, and from it alone a wheel
+	python tools/wheel.py sdist
+
+wheel-test: .venv/bin/uv ## Test the built wheel in an empty environment, without the source tree
+	python tools/wheel.py test
+
+audit: .venv/bin/uv ## Audit the dependencies (vulnerabilities, licences, sources) and the workflows
+	$(TOOL) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(TOOL) zizmor --offline .github
+	$(TOOL) pip-audit --strict --no-deps --disable-pip -r requirements-dev.txt -r requirements-tools.txt
+	cargo deny --locked check
+
 lock: .venv/.requirements ## Pin the newest versions of all development requirements
 	echo '# Made by `make lock` from pyproject.toml and requirements-dev.in.' > requirements-dev.txt
 	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --all-extras \
 		pyproject.toml requirements-dev.in >> requirements-dev.txt
+	echo '# Made by `make lock` from requirements-tools.in.' > requirements-tools.txt
+	uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --universal \
+		--constraint requirements-dev.txt requirements-tools.in >> requirements-tools.txt
 
 clean: ## Remove the environment and everything built
-	rm -rf .venv target python/cid/_native.*.so
+	rm -rf .venv target dist python/cid/_native.*.so
 
 .venv/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (set PYTHON): found " + sys.version)'

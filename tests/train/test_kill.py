@@ -49,6 +49,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL, and no SIGINT for one process alone")
 @pytest.mark.usefixtures("one_thread")
 def test_interrupted_killed_and_resumed_it_ends_in_the_same_bits(tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"

@@ -1,6 +1,5 @@
 """Schedules, the loss monitor, signals and the report."""
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +90,7 @@ def test_the_first_signal_asks_and_the_handlers_come_back(number: signal.Signals
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.signal_number is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.signal_number == number
         assert signal.getsignal(number) == before  # a second one would end the process
     assert signal.getsignal(number) == before
