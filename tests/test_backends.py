@@ -135,6 +135,22 @@ def test_masked_classes(backend: str, dtype: torch.dtype) -> None:
 
 @backends
 @types
+@pytest.mark.parametrize("divergence", ["reverse", "js"])
+def test_masked_classes_in_other_divergences(backend: str, dtype: torch.dtype, divergence: str) -> None:
+    """What both rule out adds nothing; what one of them does is finite but for the reverse divergence."""
+    s, q = logits(3, 10, dtype), logits(3, 10, dtype)
+    q[0, 4] = s[0, 4] = s[1, 7] = -torch.inf
+    q[2, 2] = -torch.inf if divergence == "js" else 0
+    s.requires_grad_()
+    rows = F.kd_loss(s, q, divergence=divergence, reduction="none", backend=backend)
+    (grad,) = torch.autograd.grad(rows.sum(), s)
+    assert rows.isfinite().all()
+    assert grad.isfinite().all()
+    assert grad[0, 4] == grad[1, 7] == 0
+
+
+@backends
+@types
 def test_a_teacher_row_of_zeros_counts_nothing(backend: str, dtype: torch.dtype) -> None:
     s, t = features(3, 9, dtype).requires_grad_(), features(3, 9, dtype)
     t[1] = 0

@@ -49,7 +49,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | Non
         rows = _kl(log_p, log_q)
     else:
         beta = options.beta
-        log_m = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
+        # Where both rule a class out, log M is -inf too, and its gradient NaN; any number will do, as nothing is added.
+        neither = (log_q == -math.inf) & (log_p == -math.inf)
+        safe_q, safe_p = (torch.where(neither, 0.0, x) for x in (log_q, log_p))
+        log_m = torch.logaddexp(safe_q + math.log(beta), safe_p + math.log1p(-beta))
         rows = beta * _kl(log_q, log_m) + (1.0 - beta) * _kl(log_p, log_m)
     rows = options.temperature**2 * rows
     if labelled is None or options.reduction == "none":
