@@ -17,6 +17,8 @@ def tensor(name: str, value: object) -> Tensor:
         raise TypeError(f"{name}: got {type(value).__name__}, accepted: torch.Tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: got layout {value.layout}, accepted: torch.strided (see Tensor.to_dense)")
+    if value.is_nested:
+        raise TypeError(f"{name}: got a nested tensor, accepted: one of a single shape (see Tensor.to_padded_tensor)")
     return value
 
 
