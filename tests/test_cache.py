@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def test_files_are_numpys_and_hold_no_objects(tmp_path: Path) -> None:
     last = np.load(tmp_path / "view002-00003.npy", allow_pickle=False)
     assert last.shape == (7,)
     assert last.dtype.itemsize == cache.layout.sample_bytes == 4 * (D + C)
+
+
+def test_another_process_maps_the_files_itself(tmp_path: Path) -> None:
+    cache = write(tmp_path)
+    sent = pickle.dumps(cache)
+    assert len(sent) < 400
+    assert torch.equal(pickle.loads(sent)[[3], 1][0], cache[[3], 1][0])
 
 
 @pytest.mark.parametrize(

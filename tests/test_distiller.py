@@ -96,11 +96,13 @@ def test_a_distiller_without_a_teacher_says_what_it_needs() -> None:
         cid.Distiller(Net(12), Net(30), teacher_dim=30, **options)
     with pytest.raises(TypeError, match=r"^teacher: got int, accepted: torch.nn.Module or None"):
         cid.Distiller(Net(12), 30, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^teacher_layer: got 'fc', accepted: None where teacher is None"):
+        cid.Distiller(Net(12), None, teacher_dim=30, teacher_layer="fc", **options)
     alone = cid.Distiller(Net(12), None, teacher_dim=30, **options)
     x, y = data()
     with pytest.raises(ValueError, match=r"^teacher: not given, accepted: \(features, logits\)"):
         alone(x, y)
-    with pytest.raises(ValueError, match=r"^teacher_features: got shape \(8, 31\)"):
+    with pytest.raises(ValueError, match=r"^teacher\[0\]: got shape \(8, 31\), accepted: \(B, 30\)"):
         alone(x, y, (torch.randn(B, 31), torch.randn(B, C)))
 
 

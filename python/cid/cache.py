@@ -192,6 +192,10 @@ class TeacherCache:
         """The number of samples."""
         return self.layout.samples
 
+    def __reduce__(self) -> tuple[type[TeacherCache], tuple[Path]]:
+        # A worker of a DataLoader maps the files itself; it is not sent what is in them.
+        return TeacherCache, (self.path,)
+
     def __getitem__(self, key: tuple[Tensor | Sequence[int], int]) -> tuple[Tensor, Tensor]:
         """The teacher's features (B, Dt) and logits (B, C), float32 on the CPU, of B samples in one view.
 
@@ -316,7 +320,7 @@ def _stored_logits(logits: Tensor, layout: CacheLayout) -> dict[str, Tensor]:
 
 
 def _float(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).float()
+    return torch.from_numpy(values.copy()).float()  # copied out of the records: dense and aligned
 
 
 def _map(path: Path, record: np.dtype[np.void], count: int) -> NDArray[np.void]:

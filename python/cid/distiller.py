@@ -251,6 +251,8 @@ class Distiller(nn.Module):
                 f"teacher_dim: got {teacher_dim}, accepted: the size of the teacher's features where teacher is None, "
                 "and None where it is a module"
             )
+        if teacher is None and teacher_layer is not None:
+            raise ValueError(f"teacher_layer: got {teacher_layer!r}, accepted: None where teacher is None")
         _checks.size("num_classes", num_classes)
         self.student_layer = _classifying_layer(student, student_layer, num_classes, "student")
         self.teacher_layer = teacher_layer
@@ -306,10 +308,12 @@ class Distiller(nn.Module):
             if self.teacher_model is None or self.teacher_layer is None:
                 raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
             teacher = _ask_teacher(self.teacher_model, self.teacher_layer, x)
+        else:
+            _checks.shape(
+                "teacher[0]", _checks.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
+            )
         student = _features_and_logits(self.student_model, self.student_layer, x, "student")
-        teacher_features, teacher_logits = teacher
-        _checks.shape("teacher_features", teacher_features, ("B", self.criterion.adapter.out_features))
-        output: CIDOutput = self.criterion(*student, teacher_features, teacher_logits, target)
+        output: CIDOutput = self.criterion(*student, *teacher, target)
         return output
 
     @property
