@@ -185,8 +185,7 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path) -> None:
         for number in range(4)
         if 4 * view + number >= 5
     ]
-    assert told[0] == (5, 12)
-    assert told[-1] == (12, 12)
+    assert told == [(number, 12) for number in range(6, 13)]
     write(tmp_path / "whole")
     assert shards(tmp_path / "cache") == shards(tmp_path / "whole")
     assert (tmp_path / "cache/manifest.json").read_bytes() == (tmp_path / "whole/manifest.json").read_bytes()

@@ -245,7 +245,7 @@ def write_cache(
         layout: What to store.
         fingerprint: What the outputs depend on, by name, as JSON takes it: `digest`s of the teacher's weights and of
             the data, the settings and the seed of the transform. A cache is read only where all of them are the same.
-        progress: Told, after each shard, how many there are, and how many there will be.
+        progress: Told, after each new shard, how many there are, and how many there will be.
 
     Returns:
         The cache.
@@ -271,13 +271,13 @@ def write_cache(
     manifest.write(path)
     every = list(layout._shards())
     for name, view, part in every:
-        if name not in shards:
-            file = io.BytesIO()
-            records = _records(outputs(part, view), part, view, layout)
-            np.lib.format.write_array(file, records, allow_pickle=False)
-            write_atomically(path / name, file.getbuffer())
-            shards[name] = hashlib.sha256(file.getbuffer()).hexdigest()
-            manifest.write(path)
+        if name in shards:
+            continue
+        file = io.BytesIO()
+        np.lib.format.write_array(file, _records(outputs(part, view), part, view, layout), allow_pickle=False)
+        write_atomically(path / name, file.getbuffer())
+        shards[name] = hashlib.sha256(file.getbuffer()).hexdigest()
+        manifest.write(path)
         if progress is not None:
             progress(len(shards), len(every))
     return TeacherCache(path)
