@@ -99,6 +99,18 @@ def test_files_are_numpys_and_hold_no_objects(tmp_path: Path) -> None:
     assert last.dtype.itemsize == cache.layout.sample_bytes == 4 * (D + C)
 
 
+DESCRIPTORS = Path("/proc/self/fd")
+
+
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="no /proc/self/fd to count open files in")
+def test_any_number_of_shards_keeps_no_file_open(tmp_path: Path) -> None:
+    before = len(list(DESCRIPTORS.iterdir()))
+    cache = write(tmp_path, shard_size=2)
+    assert len(shards(tmp_path)) == 57
+    assert len(list(DESCRIPTORS.iterdir())) == before
+    assert cache[[36], 2][0].shape == (1, D)
+
+
 def test_another_process_maps_the_files_itself(tmp_path: Path) -> None:
     cache = write(tmp_path)
     sent = pickle.dumps(cache)
