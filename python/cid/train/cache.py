@@ -104,7 +104,8 @@ def make_cache(
         num_classes=classes,
         dtype=dtype,
         top_k=top_k,
-        temperature=config.method.temperature,
+        # Where all logits are kept it plays no role, and must not tell caches apart.
+        temperature=config.method.temperature if top_k else CacheLayout.temperature,
     )
     try:
         return write_cache(out, outputs, layout=layout, fingerprint=made_from(config, data, teacher), progress=progress)
