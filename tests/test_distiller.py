@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -62,6 +62,48 @@ def test_it_captures_what_the_layer_sees() -> None:
     torch.testing.assert_close(out.loss, expected.loss)
     assert distiller.criterion.adapter.in_features == 12
     assert distiller.criterion.adapter.out_features == 30
+
+
+def test_the_teachers_outputs_may_be_given() -> None:
+    distiller = make()
+    x, y = data()
+    teacher = distiller.teacher_model
+    assert isinstance(teacher, Net)
+    teacher.body.train()
+    outputs = cid.teacher_outputs(teacher, x, num_classes=C)
+    assert not any(module.training for module in teacher.modules())
+    assert [value.shape for value in outputs] == [(B, 30), (B, C)]
+    assert not any(value.requires_grad for value in outputs)
+    without = make(distiller.student_model)
+    alone = cid.Distiller(
+        distiller.student_model, None, num_classes=C, teacher_dim=30, beta=3.0, gamma=0.5, warmup_epochs=0
+    )
+    for other in (without, alone):
+        other.criterion.load_state_dict(distiller.criterion.state_dict())
+    expected = distiller(x, y).loss
+    assert torch.equal(without(x, y, outputs).loss, expected)  # its own teacher is another one
+    assert not torch.equal(without(x, y).loss, expected)
+    assert torch.equal(alone.train()(x, y, teacher=outputs).loss, expected)
+    assert not any(name.startswith("teacher") for name in alone.state_dict())
+    assert torch.equal(alone.student()(x), distiller.student()(x))
+
+
+def test_a_distiller_without_a_teacher_says_what_it_needs() -> None:
+    options: dict[str, Any] = {"num_classes": C, "beta": 3.0, "gamma": 0.5}
+    with pytest.raises(ValueError, match=r"^teacher_dim: got None, accepted: the size"):
+        cid.Distiller(Net(12), None, **options)
+    with pytest.raises(ValueError, match=r"^teacher_dim: got 30, accepted: the size"):
+        cid.Distiller(Net(12), Net(30), teacher_dim=30, **options)
+    with pytest.raises(TypeError, match=r"^teacher: got int, accepted: torch.nn.Module or None"):
+        cid.Distiller(Net(12), 30, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^teacher_layer: got 'fc', accepted: None where teacher is None"):
+        cid.Distiller(Net(12), None, teacher_dim=30, teacher_layer="fc", **options)
+    alone = cid.Distiller(Net(12), None, teacher_dim=30, **options)
+    x, y = data()
+    with pytest.raises(ValueError, match=r"^teacher: not given, accepted: \(features, logits\)"):
+        alone(x, y)
+    with pytest.raises(ValueError, match=r"^teacher\[0\]: got shape \(8, 31\), accepted: \(B, 30\)"):
+        alone(x, y, (torch.randn(B, 31), torch.randn(B, C)))
 
 
 def test_nothing_stays_on_the_models() -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from cid import functional
 from cid.context import ContextBank
-from cid.distiller import Distiller, InterventionalStudent
+from cid.distiller import Distiller, InterventionalStudent, teacher_outputs
 from cid.functional import CIDOutput
 from cid.head import FoldedHead, InterventionalHead
 from cid.losses import CIDLoss, ClassLoss, KDLoss, SampleLoss
@@ -28,4 +28,5 @@ __all__ = [
     "SampleLoss",
     "__version__",
     "functional",
+    "teacher_outputs",
 ]

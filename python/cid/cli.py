@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -78,10 +78,16 @@ def _register_distill(subparsers: Subparsers) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; options go over it")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="new folder of the run (default: runs/TIME-DATA)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, as it was set up")
+    _add_settings(parser)
+    parser.set_defaults(run=_distill)
+
+
+def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """Adds the options of a run's settings, or of those that `only` names, by key or by section."""
     groups: dict[str, Any] = {}
     for setting in settings():
         section = setting.key.partition(".")[0]
-        if setting.flag is None:
+        if setting.flag is None or (only is not None and not {section, setting.key} & set(only)):
             continue
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
@@ -93,7 +99,6 @@ def _register_distill(subparsers: Subparsers) -> None:
             if setting.many:
                 how["nargs"] = "+"
         groups[section].add_argument(setting.flag, **how)
-    parser.set_defaults(run=_distill)
 
 
 def _distill(options: argparse.Namespace) -> int:
@@ -101,7 +106,7 @@ def _distill(options: argparse.Namespace) -> int:
     from cid.train.progress import make_observer
     from cid.train.runner import Inputs, RunFolder, distill
 
-    given = {key: value for key, value in vars(options).items() if "." in key}
+    given = _given(options)
     if options.resume is not None:
         other = [*given, *(name for name in ("config", "out") if getattr(options, name) is not None)]
         if other:
@@ -116,7 +121,7 @@ def _distill(options: argparse.Namespace) -> int:
         path = options.out or _default_folder(config.data.name)
         RunFolder.check_new(path)
         inputs = Inputs.load(config)
-        folder = RunFolder.create(path, config)
+        folder = RunFolder.create(path, inputs.config)
     try:
         with make_observer() as observer:
             results = distill(inputs, folder, observer)
@@ -129,6 +134,10 @@ def _distill(options: argparse.Namespace) -> int:
     return 0
 
 
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(options).items() if "." in key}
+
+
 def _default_folder(data: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(data).name}"
 
@@ -139,6 +148,59 @@ def _closing(folder: Path, method: str, seed: int) -> str:
         f"Run folder: {folder} (table, curves.png, metrics.jsonl, config.toml)\n"
         f'Load a student: from cid.train import load_student; student = load_student("{student}")'
     )
+
+
+# --- cid cache -----------------------------------------------------------------------------------------------------
+
+CACHE_SETTINGS = (
+    "data",
+    "models.teacher",
+    "models.teacher_checkpoint",
+    "optim.batch_size",
+    "method.temperature",
+    "run.device",
+    "run.threads",
+)
+
+
+def _register_cache(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "cache",
+        help="run a teacher once over the training images and keep its outputs",
+        description="Keeps a teacher's features and logits for --views augmented views of each training image; "
+        "cid distill --teacher-cache reads them in place of running the teacher. After a kill the same command goes "
+        "on where it was.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings, as a run's config.toml")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="folder of the cache")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="type on disk (%(default)s)")
+    parser.add_argument("--top-k", type=int, metavar="INT", help="keep this many logits of each sample (default: all)")
+    _add_settings(parser, CACHE_SETTINGS)
+    parser.set_defaults(run=_cache)
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from cid.train.runner import cache_teacher
+
+    config = resolve(_given(options), read_toml(options.config) if options.config else None)
+    try:
+        cache = cache_teacher(
+            config,
+            options.out,
+            dtype=options.dtype,
+            top_k=options.top_k,
+            progress=lambda done, total: print(f"shard {done} of {total}", flush=True),
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where it was", 130)
+    layout = cache.layout
+    size = layout.samples * layout.views * layout.sample_bytes
+    views = f"{layout.views} view{'s' * (layout.views > 1)}"
+    print(
+        f"{options.out}: {layout.samples:,} samples in {views}, {layout.sample_bytes} bytes each, "
+        f"{size / 1e6:.1f} MB\nUse it with: cid distill --teacher-cache {options.out}, and the same data and teacher"
+    )
+    return 0
 
 
 # --- cid eval ------------------------------------------------------------------------------------------------------
@@ -206,6 +268,7 @@ def _export(options: argparse.Namespace) -> int:
 
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_distill,
+    _register_cache,
     _register_eval,
     _register_export,
     bench.register,

@@ -52,6 +52,39 @@ def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -
     return features, logits
 
 
+@torch.no_grad()
+def _ask_teacher(teacher: nn.Module, layer_name: str, x: Any) -> tuple[Tensor, Tensor]:
+    """The teacher's features and logits, in eval mode."""
+    # Also where somebody called train() on the teacher, or on a part of it, behind our back.
+    if any(module.training for module in teacher.modules()):
+        teacher.eval()
+    return _features_and_logits(teacher, layer_name, x, "teacher")
+
+
+def teacher_outputs(
+    teacher: nn.Module, x: Any, *, num_classes: int, teacher_layer: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a `Distiller` reads off a teacher: the features (B, Dt) and the logits (B, C) of a batch.
+
+    The teacher runs, and stays, in eval mode, without gradients. See `cid.cache` for keeping what this yields.
+
+    Args:
+        teacher: A classifier.
+        x: The batch that it takes.
+        num_classes: C.
+        teacher_layer: Name of its classifying layer, where it is not the last fitting `torch.nn.Linear`.
+
+    Raises:
+        ValueError: The teacher has no fitting layer, or not one that reads rows; the message lists what was found.
+
+    Example:
+        >>> teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+        >>> [value.shape for value in teacher_outputs(teacher, torch.randn(8, 20), num_classes=5)]
+        [torch.Size([8, 64]), torch.Size([8, 5])]
+    """
+    return _ask_teacher(teacher, _classifying_layer(teacher, teacher_layer, num_classes, "teacher"), x)
+
+
 def _classifying_layer(model: nn.Module, layer_name: str | None, num_classes: int, role: str) -> str:
     """The name of the last linear layer that yields `num_classes` values, or of the one that the user named."""
     if layer_name is not None:
@@ -145,7 +178,8 @@ class Distiller(nn.Module):
 
     Args:
         student: A module that takes the batch x.
-        teacher: Another; may be larger, of another architecture and feature size.
+        teacher: Another; may be larger, of another architecture and feature size. None where its outputs are at hand:
+            each call is given them.
         num_classes: C.
         beta: Weight of the sample representation; see `cid.CIDLoss`, as for all that follow.
         gamma: Weight of the class representation.
@@ -157,11 +191,12 @@ class Distiller(nn.Module):
         ignore_index: A label that marks a sample as unlabelled.
         student_layer: Name of the student's classifying layer, where it is not the last fitting `torch.nn.Linear`.
         teacher_layer: Likewise.
+        teacher_dim: Dt, the size of the teacher's features; with `teacher=None` alone.
         backend: See `cid.functional`.
 
     Attributes:
         student_model: The student as given.
-        teacher_model: The teacher as given.
+        teacher_model: The teacher as given, or None.
         criterion: The `cid.CIDLoss`.
 
     Raises:
@@ -190,7 +225,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         *,
         num_classes: int,
         beta: float,
@@ -203,18 +238,31 @@ class Distiller(nn.Module):
         ignore_index: int = -100,
         student_layer: str | None = None,
         teacher_layer: str | None = None,
+        teacher_dim: int | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        for name, model in (("student", student), ("teacher", teacher)):
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"{name}: got {type(model).__name__}, accepted: torch.nn.Module")
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student: got {type(student).__name__}, accepted: torch.nn.Module")
+        if teacher is not None and not isinstance(teacher, nn.Module):
+            raise TypeError(f"teacher: got {type(teacher).__name__}, accepted: torch.nn.Module or None")
+        if (teacher is None) == (teacher_dim is None):
+            raise ValueError(
+                f"teacher_dim: got {teacher_dim}, accepted: the size of the teacher's features where teacher is None, "
+                "and None where it is a module"
+            )
+        if teacher is None and teacher_layer is not None:
+            raise ValueError(f"teacher_layer: got {teacher_layer!r}, accepted: None where teacher is None")
         _checks.size("num_classes", num_classes)
         self.student_layer = _classifying_layer(student, student_layer, num_classes, "student")
-        self.teacher_layer = _classifying_layer(teacher, teacher_layer, num_classes, "teacher")
+        self.teacher_layer = teacher_layer
+        if teacher is not None:
+            self.teacher_layer = _classifying_layer(teacher, teacher_layer, num_classes, "teacher")
+            teacher_dim = _in_features(teacher, self.teacher_layer)
+        assert teacher_dim is not None
         self.criterion = CIDLoss(
             _in_features(student, self.student_layer),
-            _in_features(teacher, self.teacher_layer),
+            teacher_dim,
             num_classes,
             beta=beta,
             gamma=gamma,
@@ -235,26 +283,35 @@ class Distiller(nn.Module):
         if parameter is not None:
             self.criterion.to(parameter.device, parameter.dtype)
         self.student_model = student
-        self.teacher_model = teacher.requires_grad_(False).eval()
+        self.teacher_model = None if teacher is None else teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Distiller":
         """Set the mode of the student and the criterion; the teacher stays in eval mode."""
         super().train(mode)
-        self.teacher_model.eval()
+        if self.teacher_model is not None:
+            self.teacher_model.eval()
         return self
 
-    def forward(self, x: Any, target: Tensor) -> CIDOutput:
+    def forward(self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None = None) -> CIDOutput:
         """The losses of a batch.
 
         Args:
             x: What both models take.
             target: Labels, int64, shape (B,).
+            teacher: The teacher's features (B, Dt) and logits (B, C) of this very batch, augmented as the student sees
+                it, in place of running the teacher; see `cid.cache`.
+
+        Raises:
+            ValueError: There is no teacher, neither here nor in the distiller; or see `cid.CIDLoss`.
         """
-        # Also where somebody called train() on the teacher, or on a part of it, behind our back.
-        if any(module.training for module in self.teacher_model.modules()):
-            self.teacher_model.eval()
-        with torch.no_grad():
-            teacher = _features_and_logits(self.teacher_model, self.teacher_layer, x, "teacher")
+        if teacher is None:
+            if self.teacher_model is None or self.teacher_layer is None:
+                raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
+            teacher = _ask_teacher(self.teacher_model, self.teacher_layer, x)
+        else:
+            _checks.shape(
+                "teacher[0]", _checks.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
+            )
         student = _features_and_logits(self.student_model, self.student_layer, x, "student")
         output: CIDOutput = self.criterion(*student, *teacher, target)
         return output

@@ -207,7 +207,7 @@ class Explosive(Method):
         self.what = what
         self.steps = 0
 
-    def forward(self, x: Tensor, target: Tensor) -> StepOutput:
+    def forward(self, x: Tensor, target: Tensor, teacher: object = None) -> StepOutput:
         self.steps += 1
         bad = self.steps == 6
         loss = (self.weight**2).sum()

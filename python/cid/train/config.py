@@ -78,6 +78,12 @@ class DataConfig:
     split_seed: int = _setting(0, "seed of the split and of the limited selection", rule=at_least(0))
     pad: int = _setting(0, "augmentation: random crop after padding with this many pixels", rule=at_least(0))
     flip: bool = _setting(False, "augmentation: random horizontal flip")
+    views: int | None = _setting(
+        None,
+        "augmentation: this many fixed views of each image, an epoch each in turn (default: ever new ones)",
+        rule=at_least(1),
+    )
+    view_seed: int = _setting(0, "seed of the fixed views", rule=at_least(0))
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class ModelsConfig:
     teacher: str = _setting("wrn-16-2", "teacher: cnn-W, resnetD, wrn-D-K or timm:NAME")
     student: str = _setting("resnet8", "student: named as the teacher is")
     teacher_checkpoint: str | None = _setting(None, "safetensors file with the teacher's weights: it is not trained")
+    teacher_cache: str | None = _setting(None, "folder of `cid cache`: read in place of running the teacher")
 
 
 @dataclass(frozen=True)
@@ -323,6 +330,14 @@ def _build(values: Mapping[str, Any]) -> Config:
 def _complete(config: Config) -> Config:
     """Fills what depends on other settings, and checks these dependencies."""
     optim, method = config.optim, config.method
+    if config.models.teacher_cache is not None and config.models.teacher_checkpoint is None:
+        raise ConfigError(
+            "--teacher-cache: needs the weights that it was made with, accepted: together with --teacher-checkpoint"
+        )
+    if config.data.views not in (None, 1) and not (config.data.pad or config.data.flip):
+        raise ConfigError(
+            f"--views: got {config.data.views}, accepted: 1 where nothing is random (no --pad, no --flip)"
+        )
     if optim.teacher_epochs is None:
         optim = dataclasses.replace(optim, teacher_epochs=optim.epochs)
     if method.warmup_epochs is None:

@@ -3,6 +3,8 @@
 Images stay bytes (uint8, channels first) until a batch is made of them: then they are cropped and flipped, scaled to
 0..1 and normalised by fixed numbers of the data set, so that every network of a run, and a teacher of an earlier one,
 sees the same inputs. What is random in an epoch is a function of (seed, epoch) alone: a resumed run draws it again.
+With fixed views the augmentation is a function of (view seed, view, sample), and epoch e shows view e mod V: what a
+teacher said of a view once is right in every run.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cid.cache import TeacherCache
 from cid.train.config import DataConfig
 from cid.train.errors import ConfigError, DataError
 from cid.train.unpickle import load_batch
@@ -128,14 +132,45 @@ def shift_and_flip(images: Tensor, pad: int, rows: Tensor, columns: Tensor, flip
     return padded[sample, channel, row[:, None, :, None], column[:, None, None, :]]
 
 
-@dataclass(frozen=True)
-class EpochPlan:
-    """Everything random about the batches of one epoch, drawn at once."""
+class Augmentation(NamedTuple):
+    """Where each of some images is cropped, and whether it is mirrored; see `shift_and_flip`."""
 
-    order: Tensor
     rows: Tensor
     columns: Tensor
     flips: Tensor
+
+    def at(self, index: Tensor | slice) -> Augmentation:
+        """That of the images at `index`."""
+        return Augmentation(*(each[index] for each in self))
+
+    def to(self, device: torch.device) -> Augmentation:
+        """The same on a device."""
+        return Augmentation(*(each.to(device) for each in self))
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Everything random about the batches of one epoch, drawn at once.
+
+    Attributes:
+        order: the samples, on the device of the images.
+        samples: the same on the CPU, where a cache of the teacher's outputs is read.
+        augmentation: of the samples in this order.
+        view: which of the fixed views this is; None where views are not fixed.
+    """
+
+    order: Tensor
+    samples: Tensor
+    augmentation: Augmentation
+    view: int | None
+
+
+class Batch(NamedTuple):
+    """What a method takes: inputs, labels, and the teacher's features and logits, if they are cached."""
+
+    inputs: Tensor
+    target: Tensor
+    teacher: tuple[Tensor, Tensor] | None = None
 
 
 class Batches:
@@ -150,10 +185,23 @@ class Batches:
         pad: padding of the random crop, 0 for none.
         flip: whether to mirror at random.
         seed: of the order and the augmentation.
+        views: how many fixed views there are of each image; None draws new ones in each epoch.
+        view_seed: of the fixed views.
+        cache: the teacher's outputs on these views, which batches then have.
     """
 
     def __init__(
-        self, split: Split, preprocessing: Preprocessing, *, batch_size: int, pad: int, flip: bool, seed: int
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        pad: int,
+        flip: bool,
+        seed: int,
+        views: int | None = None,
+        view_seed: int = 0,
+        cache: TeacherCache | None = None,
     ) -> None:
         self._split = split
         self._scale = preprocessing.scale
@@ -162,6 +210,9 @@ class Batches:
         self._pad = pad
         self._flip = flip
         self._seed = seed
+        self._views = views
+        self._view_seed = view_seed
+        self._cache = cache
 
     @property
     def steps(self) -> int:
@@ -172,27 +223,59 @@ class Batches:
     def plan(self, epoch: int) -> EpochPlan:
         """Draws an epoch. On the CPU, so that every device sees the same batches."""
         generator = torch.Generator().manual_seed(mix_seed(self._seed, epoch))
-        count = len(self._split)
+        order = torch.randperm(len(self._split), generator=generator)
+        if self._views is None:
+            view, augmentation = None, self._draw(generator)
+        else:
+            view = epoch % self._views
+            augmentation = self.view(view).at(order)
         device = self._split.images.device
-        order = torch.randperm(count, generator=generator)
-        rows, columns = torch.randint(2 * self._pad + 1, (2, count), generator=generator)
-        flips = torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0)
-        return EpochPlan(order.to(device), rows.to(device), columns.to(device), flips.to(device))
+        return EpochPlan(order.to(device), order, augmentation.to(device), view)
 
-    def batch(self, plan: EpochPlan, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of one step of a plan."""
+    def view(self, number: int) -> Augmentation:
+        """Draws a fixed view of every sample, in their own order."""
+        # Of three parts, so that no order of an epoch comes from the same numbers.
+        return self._draw(torch.Generator().manual_seed(mix_seed(self._view_seed, number, 1)))
+
+    def _draw(self, generator: torch.Generator) -> Augmentation:
+        count = len(self._split)
+        rows, columns = torch.randint(2 * self._pad + 1, (2, count), generator=generator)
+        return Augmentation(rows, columns, torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0))
+
+    def batch(self, plan: EpochPlan, step: int) -> Batch:
+        """One step of a plan."""
         part = slice(step * self._batch_size, (step + 1) * self._batch_size)
         chosen = self._split.take(plan.order[part])
-        images = chosen.images
+        inputs = self._inputs(chosen.images, plan.augmentation.at(part))
+        if self._cache is None or plan.view is None:
+            return Batch(inputs, chosen.labels)
+        features, logits = self._cache[plan.samples[part], plan.view]
+        device, on_gpu = inputs.device, inputs.is_cuda  # where a blocking copy would wait for the steps before
+        return Batch(
+            inputs, chosen.labels, (features.to(device, non_blocking=on_gpu), logits.to(device, non_blocking=on_gpu))
+        )
+
+    def in_view(self, number: int, samples: range) -> Iterator[Tensor]:
+        """The inputs of a range of samples, in order, in one of the fixed views."""
+        augmentation = self.view(number).to(self._split.images.device)
+        for start in range(samples.start, samples.stop, self._batch_size):
+            part = slice(start, min(start + self._batch_size, samples.stop))
+            yield self._inputs(self._split.images[part], augmentation.at(part))
+
+    def _inputs(self, images: Tensor, augmentation: Augmentation) -> Tensor:
         if self._pad or self._flip:
-            images = shift_and_flip(images, self._pad, plan.rows[part], plan.columns[part], plan.flips[part])
-        return self._normalize(images.float() / self._scale), chosen.labels
+            images = shift_and_flip(images, self._pad, *augmentation)
+        return self._normalized(images)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        inputs: Tensor = self._normalize(images.float() / self._scale)
+        return inputs
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples once, in order, not augmented: for scoring."""
         for start in range(0, len(self._split), self._batch_size):
             part = slice(start, start + self._batch_size)
-            yield self._normalize(self._split.images[part].float() / self._scale), self._split.labels[part]
+            yield self._normalized(self._split.images[part]), self._split.labels[part]
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

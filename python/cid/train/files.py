@@ -1,9 +1,8 @@
-"""Files that are whole at any time: written beside their place, synced, then renamed onto it."""
+"""JSON and tensors in files that are whole at any time."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cid._files import write_atomically
 from cid.train.errors import CheckpointError
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file by `content`; a crash or a full disk at any time leaves the old or the new one.
-
-    Raises:
-        OSError: it could not be written; the old file is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself, where a folder can be synced (not on Windows)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+__all__ = ["all_finite", "read_json", "read_tensors", "write_atomically", "write_json", "write_tensors"]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cid.train.checkpoint import Best, Checkpoint, Position
 from cid.train.config import OptimConfig
-from cid.train.data import Batches
+from cid.train.data import Batch, Batches
 from cid.train.errors import InterruptedRunError, NonFiniteError
 from cid.train.methods import Method, StepOutput
 from cid.train.monitor import LossMonitor
@@ -177,13 +177,12 @@ class Trainer:
         losses.check()
         return losses
 
-    def _step(self, batch: tuple[Tensor, Tensor], losses: LossMonitor) -> Tensor:
+    def _step(self, batch: Batch, losses: LossMonitor) -> Tensor:
         done = self._position.epoch * self._batches.steps + self._position.step
         set_learning_rate(self._optimizer, self._learning_rate(done))
-        inputs, target = batch
         self._optimizer.zero_grad()
-        output: StepOutput = self._wrapped(inputs, target)
-        losses.add(done, output, target)
+        output: StepOutput = self._wrapped(*batch)
+        losses.add(done, output, batch.target)
         self._fabric.backward(output.loss)
         self._optimizer.step()
         return output.loss.detach()

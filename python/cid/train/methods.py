@@ -22,13 +22,16 @@ class StepOutput(NamedTuple):
     logits: Tensor | None
 
 
+TeacherOutputs = tuple[Tensor, Tensor]  # features and logits
+
+
 class Method(nn.Module):
     """A network in training together with its loss."""
 
     teacher_prefix = "teacher."
 
-    def forward(self, x: Tensor, target: Tensor) -> StepOutput:
-        """The loss of a batch."""
+    def forward(self, x: Tensor, target: Tensor, teacher: TeacherOutputs | None = None) -> StepOutput:
+        """The loss of a batch; with the teacher's outputs for it, where it is not to be run."""
         raise NotImplementedError
 
     def predict(self, x: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ class _PlainStudent(Method):
 class Labels(_PlainStudent):
     """Cross-entropy with the labels alone; teachers are trained so too."""
 
-    def forward(self, x: Tensor, target: Tensor) -> StepOutput:
+    def forward(self, x: Tensor, target: Tensor, teacher: TeacherOutputs | None = None) -> StepOutput:
         """The loss of a batch."""
         logits = self.student(x)
         loss = nn.functional.cross_entropy(logits, target)
@@ -101,31 +104,38 @@ class KD(_PlainStudent):
 
     Args:
         student: the network to train.
-        teacher: a trained one; its parameters stop requiring gradients.
+        teacher: a trained one; its parameters stop requiring gradients. None where each batch has its outputs.
         alpha: weight of the sum.
         temperature: softens both logits.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, *, alpha: float, temperature: float) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, *, alpha: float, temperature: float) -> None:
         super().__init__(student)
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.alpha = alpha
         self.temperature = temperature
 
     def train(self, mode: bool = True) -> KD:
         """Sets the mode of the student; the teacher stays in eval mode."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
-    def forward(self, x: Tensor, target: Tensor) -> StepOutput:
+    def forward(self, x: Tensor, target: Tensor, teacher: TeacherOutputs | None = None) -> StepOutput:
         """The loss of a batch."""
-        with torch.no_grad():
-            teacher_logits = self.teacher(x)
+        teacher_logits = self._teacher_logits(x) if teacher is None else teacher[1]
         logits = self.student(x)
         ce = nn.functional.cross_entropy(logits, target)
         kd = kd_loss(logits, teacher_logits, temperature=self.temperature)
         return StepOutput(self.alpha * (ce + kd), {"ce": ce.detach(), "kd": kd.detach()}, logits.detach())
+
+    @torch.no_grad()
+    def _teacher_logits(self, x: Tensor) -> Tensor:
+        if self.teacher is None:
+            raise ValueError("teacher: not given, accepted: (features, logits), as the method has no teacher")
+        logits: Tensor = self.teacher(x)
+        return logits
 
 
 class CID(Method):
@@ -143,9 +153,9 @@ class CID(Method):
         super().__init__()
         self.distiller = distiller
 
-    def forward(self, x: Tensor, target: Tensor) -> StepOutput:
+    def forward(self, x: Tensor, target: Tensor, teacher: TeacherOutputs | None = None) -> StepOutput:
         """The loss of a batch."""
-        loss, ce, kd, sample, class_, logits = self.distiller(x, target)
+        loss, ce, kd, sample, class_, logits = self.distiller(x, target, teacher)
         terms = {"kd": kd, "sample": sample, "class": class_}
         # The warm-up has no cross-entropy; a curve of zeros would show one that is perfect.
         return StepOutput(loss, terms if logits is None else {"ce": ce, **terms}, logits)
@@ -177,12 +187,13 @@ class CID(Method):
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What a method is made of."""
+    """What a method is made of; in place of the teacher the size of its features, where its outputs are cached."""
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: nn.Module | None
     classes: int
     config: MethodConfig
+    teacher_dim: int | None = None
 
 
 def _make_cid(given: Ingredients) -> Method:
@@ -194,6 +205,7 @@ def _make_cid(given: Ingredients) -> Method:
             given.student,
             given.teacher,
             num_classes=given.classes,
+            teacher_dim=given.teacher_dim,
             alpha=config.alpha,
             beta=config.beta,
             gamma=config.gamma,

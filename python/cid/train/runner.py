@@ -16,7 +16,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from cid import InterventionalStudent
+from cid.cache import TeacherCache
 from cid.train import report
+from cid.train.cache import make_cache, open_cache
 from cid.train.config import Config, read_toml, resolve, to_toml
 from cid.train.data import Batches, Dataset, Preprocessing, Split, load_dataset, mix_seed
 from cid.train.errors import CheckpointError, ConfigError, InterruptedRunError
@@ -171,25 +173,48 @@ class Inputs:
         config: all settings.
         fabric: the device.
         data: the images, on it.
+        cache: the teacher's outputs on them, where the teacher is not to be run.
     """
 
     config: Config
     fabric: Fabric
     data: Dataset
+    cache: TeacherCache | None = None
 
     @classmethod
     def load(cls, config: Config) -> Inputs:
-        """Finds the device, reads the data and tries the networks' names.
+        """Finds the device, reads the data, tries the networks' names and opens the teacher's cache.
+
+        Its number of views becomes that of the configuration.
 
         Raises:
             ConfigError: a device or a network is unknown.
             DataError: images are missing or damaged.
+            CheckpointError: the cache, or the teacher's weights for it, are missing, damaged, or don't fit.
         """
         fabric = make_fabric(config)
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
         for name in (config.models.teacher, config.models.student):
             build_model(name, inputs.spec)
-        return inputs
+        if config.models.teacher_cache is None:
+            return inputs
+        cache = open_cache(config, inputs.data, inputs.given_teacher())
+        views = dataclasses.replace(config.data, views=cache.layout.views)
+        return dataclasses.replace(inputs, config=dataclasses.replace(config, data=views), cache=cache)
+
+    def given_teacher(self) -> nn.Module:
+        """The teacher of `--teacher-checkpoint`, on the device.
+
+        Raises:
+            ConfigError: none was given.
+            CheckpointError: the file is missing, damaged, or of another network.
+        """
+        models = self.config.models
+        if models.teacher_checkpoint is None:
+            raise ConfigError("--teacher-checkpoint: not given, accepted: safetensors file with the teacher's weights")
+        network = build_model(models.teacher, self.spec).to(self.fabric.device)
+        load_teacher(Path(models.teacher_checkpoint), network, models.teacher)
+        return network.eval()
 
     @property
     def spec(self) -> InputSpec:
@@ -217,7 +242,7 @@ class Run:
         self.config, self.fabric, self.data = self.inputs.config, self.inputs.fabric, self.inputs.data
         self.spec = self.inputs.spec
 
-    def batches(self, split: Split, seed: int) -> Batches:
+    def batches(self, split: Split, seed: int, cache: TeacherCache | None = None) -> Batches:
         """Batches of a split, augmented by `seed` where they are drawn for training."""
         config = self.config
         return Batches(
@@ -227,6 +252,9 @@ class Run:
             pad=config.data.pad,
             flip=config.data.flip,
             seed=seed,
+            views=config.data.views,
+            view_seed=config.data.view_seed,
+            cache=cache,
         )
 
     def describe(self, model: str) -> Description:
@@ -239,7 +267,7 @@ class Run:
             self.fabric,
             job,
             method,
-            batches=self.batches(self.data.train, seed),
+            batches=self.batches(self.data.train, seed, self.inputs.cache),
             validation=self.batches(self.data.validation, seed),
             observer=self.observer,
             record=lambda metrics: self.folder.add_metrics({**_identity(job.name), **metrics}),
@@ -324,7 +352,12 @@ def train_student(run: Run, teacher: nn.Module, method_name: str, seed: int) -> 
     torch.manual_seed(seed)
     student = build_model(config.models.student, run.spec).to(run.fabric.device)
     # A copy: a method may change the teacher's flags, and none must see what another one did.
-    ingredients = Ingredients(student, copy.deepcopy(teacher), run.spec.classes, config.method)
+    cache = run.inputs.cache
+    ingredients = (
+        Ingredients(student, copy.deepcopy(teacher), run.spec.classes, config.method)
+        if cache is None
+        else Ingredients(student, None, run.spec.classes, config.method, teacher_dim=cache.layout.feature_dim)
+    )
     method = METHODS[method_name](ingredients)
     torch.manual_seed(mix_seed(seed, 1))
     job = Job(name, folder, config.optim.epochs, config.optim, config.run.checkpoint_every)
@@ -365,6 +398,16 @@ def _finish(run: Run, name: str, method: Method, path: Path, trained: Trained | 
     )
     if run.stop.signal_number is not None:
         raise InterruptedRunError(name, run.stop.signal_number)
+
+
+def cache_teacher(
+    config: Config, out: Path, *, dtype: str, top_k: int | None, progress: Callable[[int, int], None]
+) -> TeacherCache:
+    """Writes what is missing of a cache of the teacher's outputs; see `cid.train.cache.make_cache`."""
+    inputs = Inputs.load(dataclasses.replace(config, models=dataclasses.replace(config.models, teacher_cache=None)))
+    with cpu_threads(config.run.threads):
+        teacher = inputs.given_teacher()
+        return make_cache(config, inputs.data, teacher, out, dtype=dtype, top_k=top_k, progress=progress)
 
 
 def score_students(
