@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # Which extra brings what, as imported.
 EXTRAS = {
-    **dict.fromkeys(("lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"), "train"),
+    **dict.fromkeys(
+        ("jinja2", "lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"), "train"
+    ),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
 }
 
@@ -230,6 +232,35 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- cid report ----------------------------------------------------------------------------------------------------
+
+
+def _register_report(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="show runs as one HTML page",
+        description="Writes finished runs as one HTML page that loads nothing: table, curves, confusion, what the "
+        "intervention mixes, and the decisions that it changed.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file (default with one run: RUN/report.html)")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="where the data set is now, if it was moved")
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cid.train.page import write_page
+
+    page = write_page(
+        options.folders,
+        options.out,
+        data_dir=options.data_dir,
+        scoring=lambda name: print(f"scoring {name}", file=sys.stderr),
+    )
+    print(f"Report: {page}")
+    return 0
+
+
 # --- cid export ----------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +301,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_distill,
     _register_cache,
     _register_eval,
+    _register_report,
     _register_export,
     bench.register,
 )

@@ -168,31 +168,39 @@ def differences(results: Iterable[Result]) -> list[Difference]:
     return found
 
 
+HEAD = ("method", "test accuracy", "spread (sd)", "lowest..highest", "networks", "parameters", "seconds each")
+
+
 def table(results: Sequence[Result]) -> str:
     """The results as text."""
-    head = ["method", "test accuracy", "spread (sd)", "lowest..highest", "networks", "parameters", "seconds each"]
-    lines = [head, *(_cells(row) for row in rows(results))]
+    lines = [HEAD, *(cells(row) for row in rows(results))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
     text.insert(1, "-" * len(text[0]))
-    text += ["", *(_sentence(difference) for difference in differences(results))]
+    text += ["", *(sentence(difference) for difference in differences(results))]
+    return "\n".join([*text, "", *notes(results)])
+
+
+def notes(results: Iterable[Result]) -> list[str]:
+    """How to read the table."""
+    text = [
+        "Accuracy in %. +/-: 95% interval of the mean over seeds (Student's t), for this split of the data.",
+        "Differences are taken seed by seed. The epoch was chosen on validation data; the test data was used once.",
+    ]
     if any(result.without_head for result in results):
-        text.append("\nno head: the same networks by the student's own logits, from the same pass over the test data.")
-    text.append(
-        "\nAccuracy in %. +/-: 95% interval of the mean over seeds (Student's t), for this split of the data.\n"
-        "Differences are taken seed by seed. The epoch was chosen on validation data; the test data was used once."
-    )
-    return "\n".join(text)
+        text.insert(0, "no head: the same networks by the student's own logits, from the same pass over the test data.")
+    return text
 
 
 def _percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}"
 
 
-def _cells(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
+    """A row's texts, as `HEAD` names them."""
     accuracy = row.accuracy
     several = accuracy.deviation is not None and accuracy.half_width is not None
     return [
@@ -206,7 +214,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _sentence(difference: Difference) -> str:
+def sentence(difference: Difference) -> str:
+    """A difference in words."""
     accuracy = difference.accuracy
     text = f"{difference.method} - {difference.baseline}: {_percent(accuracy.mean, '+')}"
     if accuracy.half_width is None:
@@ -222,6 +231,27 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         "differences": [asdict(difference) for difference in differences(results)],
         "networks": [result.to_json() for result in results],
     }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric by epoch, counted from 1: mean over the seeds, lowest and highest."""
+
+    epochs: list[int]
+    mean: list[float]
+    lowest: list[float]
+    highest: list[float]
+
+
+def curve(metrics: Iterable[dict[str, Any]], method: str, key: str) -> Curve:
+    """One metric of one method; an epoch that lacks it is left out."""
+    by_epoch: dict[int, list[float]] = {}
+    for line in metrics:
+        if line["method"] == method and key in line:
+            by_epoch.setdefault(line["epoch"] + 1, []).append(line[key])
+    epochs = sorted(by_epoch)
+    mean, lowest, highest = ([of(by_epoch[epoch]) for epoch in epochs] for of in (statistics.fmean, min, max))
+    return Curve(epochs, mean, lowest, highest)
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
@@ -241,7 +271,7 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         panels, ("val_accuracy", "loss"), ("validation accuracy", "training loss"), strict=True
     ):
         for method in dict.fromkeys(line["method"] for line in metrics):
-            _draw(axes, [line for line in metrics if line["method"] == method], key, method)
+            _draw(axes, curve(metrics, method, key), method)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -255,18 +285,7 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Any, lines: list[dict[str, Any]], key: str, method: str) -> None:
-    by_epoch: dict[int, list[float]] = {}
-    for line in lines:
-        by_epoch.setdefault(line["epoch"] + 1, []).append(line[key])
-    epochs = sorted(by_epoch)
-    mean = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
-    (curve,) = axes.plot(epochs, mean, label=method, linestyle="--" if method == "teacher" else "-", linewidth=1.5)
-    axes.fill_between(
-        epochs,
-        [min(by_epoch[epoch]) for epoch in epochs],
-        [max(by_epoch[epoch]) for epoch in epochs],
-        color=curve.get_color(),
-        alpha=0.15,
-        linewidth=0,
-    )
+def _draw(axes: Any, shown: Curve, method: str) -> None:
+    style = "--" if method == "teacher" else "-"
+    (line,) = axes.plot(shown.epochs, shown.mean, label=method, linestyle=style, linewidth=1.5)
+    axes.fill_between(shown.epochs, shown.lowest, shown.highest, color=line.get_color(), alpha=0.15, linewidth=0)

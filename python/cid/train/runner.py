@@ -20,7 +20,7 @@ from cid.cache import TeacherCache
 from cid.train import report
 from cid.train.cache import make_cache, open_cache
 from cid.train.config import Config, read_toml, resolve, to_toml
-from cid.train.data import Batches, Dataset, Preprocessing, Split, load_dataset, mix_seed
+from cid.train.data import READERS, Batches, Dataset, Preprocessing, Split, load_dataset, mix_seed
 from cid.train.errors import CheckpointError, ConfigError, InterruptedRunError
 from cid.train.export import Description, load_student, load_teacher, save_network
 from cid.train.files import write_atomically, write_json
@@ -67,8 +67,11 @@ class RunFolder:
         write_atomically(path / "config.toml", to_toml(config).encode())
         return cls(path)
 
-    def config(self) -> Config:
+    def config(self, data_dir: str | None = None) -> Config:
         """The configuration of the run.
+
+        Args:
+            data_dir: where the data set is now, if it was moved.
 
         Raises:
             ConfigError: the folder is no run.
@@ -76,7 +79,14 @@ class RunFolder:
         file = self.path / "config.toml"
         if not file.is_file():
             raise ConfigError(f"got {self.path}, accepted: the folder of a run, which has a config.toml")
-        return resolve({}, read_toml(file))
+        config = resolve({}, read_toml(file))
+        if data_dir is None:
+            return config
+        if config.data.name in READERS:
+            data = dataclasses.replace(config.data, dir=data_dir)
+        else:  # an image folder, which goes by its path
+            data = dataclasses.replace(config.data, name=data_dir)
+        return dataclasses.replace(config, data=data)
 
     def network(self, name: str) -> Path:
         """The folder of one network, made if need be."""
@@ -101,10 +111,12 @@ class RunFolder:
         every = [(each, number) for each in config.method.methods for number in config.run.seeds]
         wanted = [one for one in every if method in (None, one[0]) and seed in (None, one[1])]
         saved = [
-            name for name in (_name(*one) for one in wanted) if (self.path / name / "student.safetensors").is_file()
+            name
+            for name in (network_name(*one) for one in wanted)
+            if (self.path / name / "student.safetensors").is_file()
         ]
         if not saved:
-            names = ", ".join(_name(*one) for one in every)
+            names = ", ".join(network_name(*one) for one in every)
             raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
         return saved
 
@@ -277,7 +289,8 @@ class Run:
         return trainer.train()
 
 
-def _name(method: str, seed: int) -> str:
+def network_name(method: str, seed: int) -> str:
+    """What a student is called: its folder in the run."""
     return f"{method}-seed{seed}"
 
 
@@ -344,7 +357,7 @@ def prepare_teacher(run: Run) -> nn.Module:
 
 def train_student(run: Run, teacher: nn.Module, method_name: str, seed: int) -> None:
     """One student, unless it is done."""
-    name, config = _name(method_name, seed), run.config
+    name, config = network_name(method_name, seed), run.config
     folder = run.folder.network(name)
     if (folder / "result.json").is_file():
         return
@@ -431,13 +444,10 @@ def score_students(
         CheckpointError: no such student is there.
     """
     names = folder.students(method, seed)
-    config = folder.config()
-    if data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    config = folder.config(data_dir)
     data = load_dataset(config.data)
+    # The students normalise by themselves.
+    unit = Preprocessing(data.preprocessing.scale, (0.0,), (1.0,))
+    batches = Batches(data.test, unit, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
     for name in names:
-        student = load_student(folder.path / name)
-        # The student normalises by itself.
-        unit = Preprocessing(data.preprocessing.scale, (0.0,), (1.0,))
-        batches = Batches(data.test, unit, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
-        report_score(name, evaluate(student, batches).accuracy)
+        report_score(name, evaluate(load_student(folder.path / name), batches).accuracy)
