@@ -291,8 +291,11 @@ def test_without_cid(copied: Path) -> None:
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the folder of a run"):
-        write_page([tmp_path])
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="accepted: the folder of a run"):
+            write_page([path])
+    with pytest.raises(ConfigError, match="RUN: got none"):
+        write_page([], tmp_path / "page.html")
 
 
 def test_an_unfinished_run(copied: Path) -> None:

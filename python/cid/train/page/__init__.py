@@ -52,11 +52,13 @@ def write_page(
         >>> write_page([Path("runs/demo")])  # doctest: +SKIP
         PosixPath('runs/demo/report.html')
     """
+    if not runs:
+        raise ConfigError("RUN: got none, accepted: one or more folders of runs")
     if out is None:
-        if len(runs) != 1:
+        if len(runs) > 1:
             raise ConfigError(f"--out: not given, accepted with {len(runs)} runs: the HTML file to write")
         out = runs[0] / "report.html"
-    if out.is_dir() or not out.parent.is_dir():
+    elif out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out: got {out}, accepted: a file in a folder that exists")
     numbers = [gather(run, title, data_dir, scoring) for run, title in zip(runs, titles(runs), strict=True)]
     write_atomically(out, render(numbers).encode())

@@ -344,13 +344,14 @@ def confounders(students: dict[str, InterventionalAnswers], labels: Tensor) -> l
     weights = _mean(each)
     alike = _mean(cosines(answers.context) for answers in students.values())
     taken = _mean(confusion(answers.z, labels) for answers in students.values())
+    strongest = [others(one).argmax(1).tolist() for one in each]
     found = [
         Confounder(
             label=label,
             own_weight=float(weights[label, label]),
             other=other,
             weight=float(weights[label, other]),
-            students=sum(int(others(one)[label].argmax()) == other for one in each),
+            students=sum(one[label] == other for one in strongest),
             cosine=float(alike[label, other]),
             taken_for=float(taken[label, other]),
         )
