@@ -362,6 +362,14 @@ def test_it_opens_without_complaint_and_never_scrolls_sideways(
     assert {url.partition(":")[0] for url in browser.requests()} <= {"file", "data"}
 
 
+def test_a_map_of_ten_classes_fits_a_phone(browser: Browser, page: Path) -> None:
+    browser.open(page, width=390)
+    box, table = browser.evaluate(
+        "(box => [box.clientWidth, box.scrollWidth])(document.querySelector('.heat').closest('.scroll'))"
+    )
+    assert table <= box
+
+
 # Draws each colour on a pixel, which yields it as sRGB whatever its notation.
 CONTRASTS = """(() => {
     const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
