@@ -22,7 +22,8 @@ class ContextBank(nn.Module):
     For a loop that counts steps, `steps_per_turn=N` makes N updates one epoch: the next `update` turns the bank first,
     and `epoch_end` does nothing. Between the two the bank is still the one trained with, as an evaluation wants it.
     Take it for data without an end, or with epochs so long that the student outgrows its contexts. N should let each
-    class be seen: several times C / B for batches of B, since a class that was not seen keeps its row.
+    class be seen: several times C / B for batches of B, since a class that was not seen keeps its row. The count is the
+    host's, which `torch.compile` takes for other code each time: compile the models, not what counts.
 
     Under `torch.distributed` the ranks' sums are added when the bank turns. `DistributedDataParallel` must not
     broadcast the sums before that: wrapped around `cid.CIDLoss` or `cid.Distiller` it is told so; elsewhere pass

@@ -180,8 +180,8 @@ class Distiller(nn.Module):
     that the student predicts with. A batch x that is a mapping is passed on by name, `model(**x)`, as Hugging Face's
     models take theirs.
 
-    Under `DistributedDataParallel`, give that `find_unused_parameters=True` if there are warm-up epochs: their loss does
-    not reach the head. `torch.nn.DataParallel` loses what its replicas gather.
+    `DistributedDataParallel` around it needs `find_unused_parameters=True` where there are warm-up epochs, whose loss
+    does not reach the head. `torch.nn.DataParallel` loses what its replicas gather.
 
     Args:
         student: A module that takes the batch x.
