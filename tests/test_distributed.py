@@ -1,6 +1,7 @@
 """Ranks gather contexts apart and turn one bank together."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import cid
 RANKS, STEPS, B, C = 2, 3, 8, 4
 
 
-def make(**options: int) -> cid.Distiller:
+def make(**options: Any) -> cid.Distiller:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, C))
     teacher = nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, C))

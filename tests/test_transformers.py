@@ -128,7 +128,7 @@ def test_prediction(tmp_path: Path) -> None:
     ours = trainer(tmp_path, num_train_epochs=1)
     x = torch.stack([row["pixel_values"] for row in data()])
     unlabelled = [{"pixel_values": row} for row in x]
-    for expected in (lambda: ours.model.student_model(x)["logits"], lambda: ours.model.student()({"pixel_values": x})):
+    for expected in (lambda: ours.model.student_model(x)["logits"], lambda: ours.model.student()(x)["logits"]):
         ours.model.eval()
         predicted = ours.predict(unlabelled)  # type: ignore[arg-type]
         np.testing.assert_allclose(predicted.predictions, expected().detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -174,8 +174,8 @@ class Distiller(nn.Module):
 
     Input and output of each model's last `torch.nn.Linear` that yields `num_classes` values are captured while it runs
     (by a hook that is there only then), so no model is edited and its own forward is called. The teacher's parameters
-    stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is called. A model that does
-    more with that layer's output, such as averaging two heads, is distilled by the layer's alone.
+    stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is called. Of a model that
+    does more with that layer's output, as averaging two heads, the layer alone is distilled.
 
     It takes the student's place in a training loop: `distiller(x, target)` yields the losses, `distiller(x)` the logits
     that the student predicts with. A batch x that is a mapping is passed on by name, `model(**x)`, as Hugging Face's
