@@ -42,6 +42,7 @@ class DistillationTrainer(Trainer):
             gather.
 
     Example:
+        >>> import tempfile
         >>> from transformers import ViTConfig, ViTForImageClassification
         >>> def vit(width: int) -> ViTForImageClassification:
         ...     return ViTForImageClassification(
@@ -51,7 +52,8 @@ class DistillationTrainer(Trainer):
         ...         )
         ...     )
         >>> distiller = Distiller(vit(8), vit(16), num_classes=10, beta=10.0, gamma=1.0)
-        >>> trainer = DistillationTrainer(distiller, TrainingArguments("out", report_to="none", use_cpu=True))
+        >>> args = TrainingArguments(tempfile.mkdtemp(), report_to="none", use_cpu=True)
+        >>> trainer = DistillationTrainer(distiller, args)
     """
 
     model: Distiller
