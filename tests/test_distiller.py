@@ -296,3 +296,43 @@ def test_state_round_trip() -> None:
     b.load_state_dict(a.state_dict())
     assert torch.equal(a.eval().predict(x), b.eval().predict(x))
     assert torch.equal(a(x, y).loss, b(x, y).loss)
+
+
+def test_without_labels_it_predicts() -> None:
+    distiller = make(warmup_epochs=1)
+    x, y = data()
+    distiller(x, y)
+    distiller.eval()
+    assert torch.equal(distiller(x), distiller.student_model(x))
+    assert torch.equal(distiller.predict(x), distiller.student_model(x))
+    distiller.epoch_end()
+    assert torch.equal(distiller(x), distiller.student(fold=False)(x))
+    distiller(x).sum().backward()
+    assert distiller.criterion.head.weight.grad is not None
+
+
+class _Named(Net):
+    """A model that takes its input by name and yields more than a tensor."""
+
+    def forward(self, *, pixel_values: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"logits": super().forward(pixel_values)}
+
+
+def test_a_mapping_is_passed_on_by_name() -> None:
+    a = make(warmup_epochs=0)
+    b = make(_Named(12), _Named(30), warmup_epochs=0)
+    b.load_state_dict(a.state_dict())
+    x, y = data()
+    named = {"pixel_values": x}
+    assert torch.equal(a(x, y).loss, b(named, y).loss)
+    assert torch.equal(a.eval()(x), b.eval()(named))
+    assert torch.equal(a.student()(x), b.student()(**named)["logits"])
+    assert torch.equal(a.student(fold=False)(x), b.student(fold=False)(named))
+
+
+def test_it_counts_steps() -> None:
+    distiller = make(warmup_epochs=1, steps_per_turn=2)
+    for _ in range(3):
+        distiller(*data())
+    assert not distiller.warming_up
+    assert distiller.criterion.bank.context.any()

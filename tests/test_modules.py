@@ -228,3 +228,100 @@ def test_it_runs_on_a_device_without_autocast() -> None:
     assert out.loss.is_meta
     assert out.logits is not None
     assert out.logits.shape == (B, C)
+
+
+def by_epoch_and_by_step(**options: object) -> tuple[cid.CIDLoss, cid.CIDLoss]:
+    """The same criterion twice: turned by `epoch_end`, and every three steps."""
+    by_epoch, by_step = criterion(**options), criterion(**options, steps_per_turn=3)
+    by_step.load_state_dict(by_epoch.state_dict() | {"bank.steps": by_step.bank.steps})
+    return by_epoch, by_step
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 2])
+def test_steps_train_as_epochs_of_their_number(warmup_epochs: int) -> None:
+    by_epoch, by_step = by_epoch_and_by_step(warmup_epochs=warmup_epochs, context_momentum=0.5)
+    for _ in range(4):
+        for _ in range(3):
+            step = batch()
+            assert torch.equal(by_epoch(*step).loss, by_step(*step).loss)
+            assert by_epoch.warming_up == by_step.warming_up
+        for module in (by_epoch, by_step):  # an evaluation sees the bank that was trained with
+            module.eval()
+            module(*batch())
+            module.train()
+        assert torch.equal(by_epoch.bank.context, by_step.bank.context)
+        by_epoch.epoch_end()
+        by_step.epoch_end()  # a loop of epochs may still call it: nothing turns twice
+    by_step(*batch())
+    assert torch.equal(by_epoch.bank.context, by_step.bank.context)
+    assert int(by_step.epoch) == 4
+    assert int(by_step.bank.steps) == 1
+
+
+@pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
+@pytest.mark.parametrize("after", [2, 3, 4, 7])
+def test_counted_steps_survive(how: str, after: int) -> None:
+    original = criterion(warmup_epochs=1, steps_per_turn=3)
+    for _ in range(after):
+        original(*batch())
+    if how == "deepcopy":
+        other = copy.deepcopy(original)
+    else:
+        other = criterion(warmup_epochs=1, steps_per_turn=3)
+        other.load_state_dict(original.state_dict())
+    for _ in range(4):
+        step = batch()
+        assert torch.equal(original(*step).loss, other(*step).loss)
+    assert torch.equal(original.bank.context, other.bank.context)
+
+
+def test_a_bank_turns_by_its_updates() -> None:
+    bank = cid.ContextBank(2, 1, steps_per_turn=2)
+    seen = []
+    for value in (1.0, 3.0, 5.0, 7.0, 9.0):
+        bank.update(torch.full((1, 1), value), torch.zeros(1, 2), torch.tensor([1]))
+        bank.epoch_end()
+        seen.append(float(bank.context[1]))
+    assert seen == [0.0, 0.0, 2.0, 2.0, 6.0]
+    bank.turn()  # by hand: counting starts anew
+    assert float(bank.context[1]) == 9.0
+    assert int(bank.steps) == 0
+
+
+def test_a_refused_step_is_not_counted() -> None:
+    f, s, t, q, y = batch()
+    loss = criterion(warmup_epochs=0, steps_per_turn=2)
+    bank = cid.ContextBank(C, DS, steps_per_turn=2)
+    with pytest.raises(ValueError, match="target"):
+        loss(f, s, t, q, y + 1)
+    with pytest.raises(ValueError, match="target"):
+        bank.update(f, q, y + 1)
+    assert int(loss.bank.steps) == int(bank.steps) == 0
+
+
+def test_a_shorter_turn_than_the_loaded_one() -> None:
+    """More steps have been counted than the new option allows: the next step turns."""
+    long, short = criterion(warmup_epochs=0, steps_per_turn=9), criterion(warmup_epochs=0, steps_per_turn=2)
+    for _ in range(5):
+        long(*batch())
+    short.load_state_dict(long.state_dict())
+    short(*batch())
+    assert int(short.epoch) == int(short.bank.steps) == 1
+
+
+def test_steps_are_counted_under_compile() -> None:
+    loss, step = criterion(warmup_epochs=0, steps_per_turn=2), batch()
+    traced = torch.compile(loss, backend="eager")
+    for _ in range(3):
+        traced(*step)
+    assert int(loss.epoch) == int(loss.bank.steps) == 1
+
+
+def test_the_state_is_that_of_epochs_without_the_option() -> None:
+    assert not any("steps" in key for key in criterion().state_dict())
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_bad_steps_per_turn(steps: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^steps_per_turn: got .*accepted: "):
+        criterion(steps_per_turn=steps)

@@ -19,6 +19,12 @@ class ContextBank(nn.Module):
     zeros, as all are at first, is replaced whole; a class of which nothing was gathered keeps its row. All state is in
     buffers.
 
+    For a loop that counts steps, `steps_per_turn=N` makes N updates one epoch: the next `update` turns the bank first,
+    and `epoch_end` does nothing. Between the two the bank is still the one trained with, as an evaluation wants it.
+    Take it for data without an end, or with epochs so long that the student outgrows its contexts. N should let each
+    class be seen: several times C / B for batches of B, since a class that was not seen keeps its row. The count is the
+    host's, which `torch.compile` takes for other code each time: compile the models, not what counts.
+
     Under `torch.distributed` the ranks' sums are added when the bank turns. `DistributedDataParallel` must not
     broadcast the sums before that: wrapped around `cid.CIDLoss` or `cid.Distiller` it is told so; elsewhere pass
     `broadcast_buffers=False`.
@@ -27,6 +33,8 @@ class ContextBank(nn.Module):
         num_classes: C.
         dim: D, the size of the student's representation.
         momentum: mu, from 0 to 1; 0 in the paper.
+        steps_per_turn: N, where steps and not calls of `epoch_end` turn the bank. Each `update` is a step, so a loop
+            that accumulates gradients over k batches takes k steps for one of its optimizer.
         temperature: T of the weights, from 1e-30 to 1e30.
         ignore_index: A label that marks a sample as unlabelled: it is not gathered.
         backend: See `cid.functional`.
@@ -37,6 +45,7 @@ class ContextBank(nn.Module):
         context: M, shape (C, D).
         numerator: The sum of w f gathered so far, shape (C, D).
         denominator: The sum of w gathered so far, shape (C,).
+        steps: The number of steps since the bank turned; only with `steps_per_turn`.
 
     Raises:
         TypeError: An argument has a wrong type.
@@ -56,6 +65,7 @@ class ContextBank(nn.Module):
     context: Tensor
     numerator: Tensor
     denominator: Tensor
+    steps: Tensor
 
     def __init__(
         self,
@@ -63,6 +73,7 @@ class ContextBank(nn.Module):
         dim: int,
         *,
         momentum: float = 0.0,
+        steps_per_turn: int | None = None,
         temperature: float = 4.0,
         ignore_index: int = -100,
         backend: str | None = None,
@@ -73,15 +84,23 @@ class ContextBank(nn.Module):
         _checks.size("num_classes", num_classes)
         _checks.size("dim", dim)
         _checks.number("momentum", momentum, low=0.0, high=1.0)
+        if steps_per_turn is not None:
+            _checks.size("steps_per_turn", steps_per_turn)
         _checks.temperature(temperature)
         _checks.integer("ignore_index", ignore_index)
         self.momentum = momentum
+        self.steps_per_turn = steps_per_turn
         self.temperature = temperature
         self.ignore_index = ignore_index
         self.backend = backend
         self.register_buffer("context", torch.zeros(num_classes, dim, device=device, dtype=dtype))
         self.register_buffer("numerator", torch.zeros(num_classes, dim, device=device, dtype=dtype))
         self.register_buffer("denominator", torch.zeros(num_classes, device=device, dtype=dtype))
+        if steps_per_turn is not None:
+            self.register_buffer("steps", torch.zeros((), device=device, dtype=torch.int64))
+        # A step must not read a buffer, which on a GPU waits for the device: a copy on the host decides.
+        self._steps = 0
+        self.register_load_state_dict_post_hook(_read_steps)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, features: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
@@ -96,6 +115,7 @@ class ContextBank(nn.Module):
             TypeError: An argument has a wrong type or dtype.
             ValueError: An argument has a wrong shape, device or value. Nothing has been gathered.
         """
+        self.turn_if_due()
         weights = F.context_weights(
             teacher_logits,
             target,
@@ -112,10 +132,36 @@ class ContextBank(nn.Module):
             ignore_index=self.ignore_index,
             backend=self.backend,
         )
+        self.count_step()
+
+    def epoch_end(self) -> None:
+        """Turn the bank; with `steps_per_turn`, which turns it in its own time, do nothing."""
+        if self.steps_per_turn is None:
+            self.turn()
+
+    def turn_if_due(self) -> bool:
+        """Turn the bank if `steps_per_turn` steps have gone into it, and tell whether it turned.
+
+        For who gathers without `update` (see `context_sums` in `cid.functional.cid_loss`): call this before the step
+        and `count_step` after it.
+        """
+        due = self.steps_per_turn is not None and self._steps >= self.steps_per_turn
+        if due:
+            self.turn()
+        return due
+
+    def count_step(self) -> None:
+        """Count a step that was gathered; without `steps_per_turn`, do nothing."""
+        if self.steps_per_turn is not None:
+            self._set_steps(self._steps + 1)
+
+    def _set_steps(self, steps: int) -> None:
+        self._steps = steps
+        self.steps.fill_(steps)
 
     @torch.no_grad()
-    def epoch_end(self) -> None:
-        """Turn the bank: what was gathered becomes the context, and gathering starts anew."""
+    def turn(self) -> None:
+        """What was gathered becomes the context, and gathering starts anew."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.numerator)
             dist.all_reduce(self.denominator)
@@ -128,6 +174,8 @@ class ContextBank(nn.Module):
         self.context.copy_(torch.where(seen, turned, self.context))
         self.numerator.zero_()
         self.denominator.zero_()
+        if self.steps_per_turn is not None:
+            self._set_steps(0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContextBank":
         """Follow `.to()` to any device and to any type that can hold an epoch's sums."""
@@ -142,4 +190,12 @@ class ContextBank(nn.Module):
     def extra_repr(self) -> str:
         """The sizes and options."""
         classes, dim = self.context.shape
-        return f"num_classes={classes}, dim={dim}, momentum={self.momentum}"
+        text = f"num_classes={classes}, dim={dim}, momentum={self.momentum}"
+        return text if self.steps_per_turn is None else f"{text}, steps_per_turn={self.steps_per_turn}"
+
+
+def _read_steps(module: nn.Module, _incompatible_keys: object) -> None:
+    """Bring the host's count of steps up to what was loaded."""
+    assert isinstance(module, ContextBank)
+    if module.steps_per_turn is not None:
+        module._steps = int(module.steps)

@@ -2,9 +2,9 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -
     """Input and output of the model's classifying layer for the batch `x`; of its last call, if it is used twice."""
     # Looked up at each call, not kept: a replica has a layer of its own under the same name.
     with _captured(model.get_submodule(layer_name)) as calls:
-        model(x)
+        model(**x) if isinstance(x, Mapping) else model(x)
     if not calls:
         raise RuntimeError(f"{role}: its layer {layer_name!r} was not called in the forward; name another layer")
     features, logits = calls[-1]
@@ -174,7 +174,15 @@ class Distiller(nn.Module):
 
     Input and output of each model's last `torch.nn.Linear` that yields `num_classes` values are captured while it runs
     (by a hook that is there only then), so no model is edited and its own forward is called. The teacher's parameters
-    stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is called.
+    stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is called. Of a model that
+    does more with that layer's output, as averaging two heads, the layer alone is distilled.
+
+    It takes the student's place in a training loop: `distiller(x, target)` yields the losses, `distiller(x)` the logits
+    that the student predicts with. A batch x that is a mapping is passed on by name, `model(**x)`, as Hugging Face's
+    models take theirs.
+
+    `DistributedDataParallel` around it needs `find_unused_parameters=True` where there are warm-up epochs, whose loss
+    does not reach the head. `torch.nn.DataParallel` loses what its replicas gather.
 
     Args:
         student: A module that takes the batch x.
@@ -187,6 +195,7 @@ class Distiller(nn.Module):
         alpha: Weight of ce and kd.
         warmup_epochs: E0.
         context_momentum: mu of the bank.
+        steps_per_turn: N, for a loop that counts steps: N of them are an epoch, and `epoch_end` is not needed.
         differentiable_context: Whether gradients flow through the marginal context.
         ignore_index: A label that marks a sample as unlabelled.
         student_layer: Name of the student's classifying layer, where it is not the last fitting `torch.nn.Linear`.
@@ -234,6 +243,7 @@ class Distiller(nn.Module):
         alpha: float = 1.0,
         warmup_epochs: int = 20,
         context_momentum: float = 0.0,
+        steps_per_turn: int | None = None,
         differentiable_context: bool = False,
         ignore_index: int = -100,
         student_layer: str | None = None,
@@ -270,6 +280,7 @@ class Distiller(nn.Module):
             alpha=alpha,
             warmup_epochs=warmup_epochs,
             context_momentum=context_momentum,
+            steps_per_turn=steps_per_turn,
             differentiable_context=differentiable_context,
             ignore_index=ignore_index,
             backend=backend,
@@ -292,18 +303,28 @@ class Distiller(nn.Module):
             self.teacher_model.eval()
         return self
 
-    def forward(self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None = None) -> CIDOutput:
-        """The losses of a batch.
+    @overload
+    def forward(self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None = None) -> CIDOutput: ...
+
+    @overload
+    def forward(self, x: Any, target: None = None) -> Tensor: ...
+
+    def forward(
+        self, x: Any, target: Tensor | None = None, teacher: tuple[Tensor, Tensor] | None = None
+    ) -> CIDOutput | Tensor:
+        """The losses of a batch, or, without labels, what the student predicts.
 
         Args:
             x: What both models take.
-            target: Labels, int64, shape (B,).
+            target: Labels, int64, shape (B,). None: see `predict`, here with gradients.
             teacher: The teacher's features (B, Dt) and logits (B, C) of this very batch, augmented as the student sees
                 it, in place of running the teacher; see `cid.cache`.
 
         Raises:
             ValueError: There is no teacher, neither here nor in the distiller; or see `cid.CIDLoss`.
         """
+        if target is None:
+            return self._predict(x)
         if teacher is None:
             if self.teacher_model is None or self.teacher_layer is None:
                 raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
@@ -318,18 +339,27 @@ class Distiller(nn.Module):
 
     @property
     def warming_up(self) -> bool:
-        """Whether the current epoch is one of the warm-up: the head is untrained, predict with the student's logits."""
+        """Whether the current epoch is one of the warm-up: the head is untrained."""
         return self.criterion.warming_up
 
     def epoch_end(self) -> None:
-        """Turn the bank of contexts and count the epoch; call it after the epoch's evaluation."""
+        """Turn the bank of contexts and count the epoch; call it after the epoch's evaluation.
+
+        With `steps_per_turn`, which does so in its own time, do nothing.
+        """
         self.criterion.epoch_end()
 
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:
-        """The interventional logits z of a batch, shape (B, C), without gradient, in the student's current mode."""
+        """The logits that the student predicts with, shape (B, C), without gradient, in its current mode.
+
+        These are the interventional z; in the warm-up epochs, in which the head is untrained, the student's own s.
+        """
+        return self._predict(x)
+
+    def _predict(self, x: Any) -> Tensor:
         features, logits = _features_and_logits(self.student_model, self.student_layer, x, "student")
-        return self.criterion.predict(features, logits)
+        return logits if self.warming_up else self.criterion.predict(features, logits)
 
     def student(self, *, head: bool = True, fold: bool = True) -> nn.Module:
         """The student as it is now, in eval mode, as a module that shares nothing with the training.
@@ -345,7 +375,7 @@ class Distiller(nn.Module):
 
         Example:
             >>> student, teacher = nn.Linear(8, 3), nn.Linear(8, 3)
-            >>> distiller = Distiller(student, teacher, num_classes=3, beta=1.0, gamma=1.0)
+            >>> distiller = Distiller(student, teacher, num_classes=3, beta=1.0, gamma=1.0, warmup_epochs=0)
             >>> x = torch.randn(2, 8)
             >>> torch.allclose(distiller.student()(x), distiller.predict(x), atol=1e-6)
             True

@@ -138,6 +138,10 @@ class CIDLoss(nn.Module):
     bank that the epoch was trained with. With `warmup_epochs=0` ce counts from the first step, with the bank as it
     stands (zeros, if none was loaded).
 
+    In a loop that counts steps, `steps_per_turn=N` makes an epoch of this schedule of N steps, that is forwards in
+    training mode: the next one ends the epoch first, `epoch_end` does nothing, and warm-up takes `warmup_epochs * N`
+    steps. With as many steps as an epoch has, that is the same training. See `cid.ContextBank` for when to use it.
+
     The parameters of this module are trained with the student: give `param_groups` to the optimizer.
 
     Args:
@@ -151,6 +155,7 @@ class CIDLoss(nn.Module):
         alpha: Weight of ce and kd.
         warmup_epochs: E0; 20 of 240 in the paper.
         context_momentum: mu of the bank.
+        steps_per_turn: N, where steps and not calls of `epoch_end` count the epochs.
         differentiable_context: Whether gradients flow through the marginal context into the student's logits.
         ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
         backend: See `cid.functional`.
@@ -199,6 +204,7 @@ class CIDLoss(nn.Module):
         alpha: float = 1.0,
         warmup_epochs: int = 20,
         context_momentum: float = 0.0,
+        steps_per_turn: int | None = None,
         differentiable_context: bool = False,
         ignore_index: int = -100,
         backend: str | None = None,
@@ -226,6 +232,7 @@ class CIDLoss(nn.Module):
             num_classes,
             student_dim,
             momentum=context_momentum,
+            steps_per_turn=steps_per_turn,
             temperature=temperature,
             ignore_index=ignore_index,
             backend=backend,
@@ -262,8 +269,11 @@ class CIDLoss(nn.Module):
             ValueError: An argument has a wrong shape, device or value; nothing has been gathered.
         """
         adapter, head, bank = self.adapter, self.head, self.bank  # each look costs a microsecond
+        counting = self.training and bank.steps_per_turn is not None
+        if counting and bank.turn_if_due():
+            self._count_epoch()
         gathering = self.training and self._epoch >= self.warmup_epochs - 1
-        return F.cid_loss(
+        output = F.cid_loss(
             student_features,
             student_logits,
             teacher_features,
@@ -283,6 +293,9 @@ class CIDLoss(nn.Module):
             context_sums=(bank.numerator, bank.denominator) if gathering else None,
             backend=self.backend,
         )
+        if counting:
+            bank.count_step()
+        return output
 
     def predict(self, student_features: Tensor, student_logits: Tensor) -> Tensor:
         """The interventional logits z, shape (B, C), with which the student predicts after training."""
@@ -290,8 +303,12 @@ class CIDLoss(nn.Module):
         return z
 
     def epoch_end(self) -> None:
-        """Turn the bank and count the epoch."""
-        self.bank.epoch_end()
+        """Turn the bank and count the epoch; with `steps_per_turn`, which does so in its own time, do nothing."""
+        if self.bank.steps_per_turn is None:
+            self.bank.turn()
+            self._count_epoch()
+
+    def _count_epoch(self) -> None:
         self._epoch += 1
         self.epoch.fill_(self._epoch)
 

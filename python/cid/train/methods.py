@@ -162,10 +162,7 @@ class CID(Method):
 
     def predict(self, x: Tensor) -> Tensor:
         """The interventional logits, after the warm-up."""
-        if self.scorable:
-            return self.distiller.predict(x)
-        logits: Tensor = self.distiller.student_model(x)
-        return logits
+        return self.distiller.predict(x)
 
     @property
     def scorable(self) -> bool:

@@ -1,0 +1,73 @@
+"""The examples: what cid adds to a loop, and that both run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PAIRS = {
+    "plain": [],
+    "lightning_module": ["lightning"],
+    "hf_trainer": ["transformers", "accelerate"],
+    "timm_models": ["timm"],
+}
+RUN_BOTH = """
+import runpy, sys
+for script in sys.argv[1:]:
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+def difference(name: str) -> list[str]:
+    """The lines that differ, as `diff` marks them."""
+    before, after = (
+        (EXAMPLES / f"{name}{ending}.py").read_text(encoding="utf-8").splitlines() for ending in ("", "_cid")
+    )
+    return [line for line in list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:] if line[0] in "+-"]
+
+
+def test_every_example_is_here() -> None:
+    assert {path.stem.removesuffix("_cid") for path in EXAMPLES.glob("*.py")} == {*PAIRS, "digits"}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_five_lines_at_most(name: str) -> None:
+    """A changed line counts once, among those that came."""
+    lines = difference(name)
+    came, gone = ([line for line in lines if line[0] == sign] for sign in "+-")
+    assert 1 <= len(came) <= 5
+    assert len(gone) < len(came)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_page_shows_the_difference(name: str) -> None:
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```diff\n(.*?)\n```", page, re.DOTALL)
+    assert "\n".join(difference(name)) in blocks
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_run(name: str, tmp_path: Path) -> None:
+    for package in PAIRS[name]:
+        pytest.importorskip(package, reason=f"needs an extra: pip install {package}")
+    scripts = [str(EXAMPLES / f"{name}{ending}.py") for ending in ("", "_cid")]
+    path = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN_BOTH, *scripts],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    accuracies = [float(value) for value in re.findall(r"accuracy (0\.\d+)\n", ran.stdout)]
+    assert len(accuracies) >= 2
+    assert min(accuracies[len(accuracies) // 2 - 1], accuracies[-1]) > 0.6, ran.stdout
