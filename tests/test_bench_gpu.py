@@ -1,9 +1,6 @@
 """`cid bench --device cuda`: on a GPU, or on the CPU in Triton's interpreter, with stand-ins for a device's events."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +10,7 @@ import torch
 
 import cid.backends
 from cid import cli
-from cid.bench import eager, hardware, memory, plan, timing
+from cid.bench import hardware, memory, plan, timing
 from cid.bench.accuracy import accuracy
 from cid.bench.terms import TERMS, Tensors, copies
 from tests.gpu import DEVICE
@@ -127,7 +124,9 @@ def test_the_command_on_a_device(
 ) -> None:
     if not ON_GPU:  # where nothing runs on a device, its events are no time apart
         monkeypatch.setattr("torch.cuda.Event.elapsed_time", lambda *_: 1.0)
-    arguments = f"kd accumulate --preset small --device cuda --against eager --seconds 0.001 --out {tmp_path}"
+    arguments = (
+        f"kd accumulate --preset small --device cuda --against eager --no-chart --seconds 0.001 --out {tmp_path}"
+    )
     assert cli.main(["bench", *arguments.split()]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
     assert {"gpu", "gpu_memory", "l2", "driver", "cuda", "triton", "liger"} <= set(report["hardware"])
@@ -141,7 +140,7 @@ def test_the_command_on_a_device(
             assert row["bandwidth"][name] == pytest.approx(row["moved_bytes"] / row["times"][name]["median"])
         assert row["memory"]["cid"]["counted"] >= 0
         assert row["memory"]["cid"]["resident"] is None
-    assert (tmp_path / "bench.png").exists()
+    assert not (tmp_path / "bench.png").exists()
 
 
 def test_the_goals_of_a_device_are_its_own() -> None:
@@ -231,38 +230,3 @@ def test_bad_options_are_refused_by_name(
         code = error.code
     assert code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-LIGER = """
-import torch
-from cid.bench import eager, liger
-from tests.gpu import DEVICE
-
-torch.manual_seed(0)
-for beta in (0.5, 0.1):
-    for name, step in liger.steps(beta).items():
-        if name == "kd" and DEVICE == "cpu":
-            continue  # its kernel asks a number for its type, which the interpreter's has not
-        s, q = torch.randn(5, 7, device=DEVICE), torch.randn(5, 7, device=DEVICE)
-        other = torch.randint(7, (5,), device=DEVICE) if name == "cross-entropy" else q
-        options = {"beta": beta} if name == "kd-js" else {}
-        results = []
-        for run in (lambda s: getattr(eager, name.replace("-", "_"))(s, other, **options), lambda s: step(s, other)):
-            leaf = s.clone().requires_grad_()
-            loss = run(leaf)
-            results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
-            overwritten = not torch.equal(leaf, s)
-        torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
-        assert overwritten == (name in liger.OVERWRITES), name
-"""
-
-
-def test_liger_has_the_same_terms() -> None:
-    if importlib.util.find_spec("liger_kernel") is None:
-        pytest.skip("needs liger-kernel")
-    # In a process of its own: it brings warnings and many modules.
-    subprocess.run([sys.executable, "-c", LIGER], check=True, cwd=Path(__file__).parent.parent)
-
-
-def test_eager_terms_have_the_names_that_liger_is_compared_by() -> None:
-    assert {"kd", "kd_reverse", "kd_js", "cross_entropy"} <= set(vars(eager))

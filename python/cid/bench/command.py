@@ -44,6 +44,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="count peak memory (default: yes)"
     )
+    parser.add_argument(
+        "--chart", action=argparse.BooleanOptionalAction, default=True, help="draw one (default: yes; needs matplotlib)"
+    )
     parser.add_argument("--out", type=_out, metavar="PATH", help="FILE.json or a folder: JSON, and a chart beside it")
     parser.set_defaults(run=run)
 
@@ -122,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
                 measured.append(row)
                 if destination:  # after each row, so that an interrupted bench leaves what it has
                     write_json(destination, where, measured)
-    if destination and not options.accuracy:
+    if destination and options.chart and not options.accuracy:
         from cid.bench.plot import plot
 
         plot(measured, destination.with_suffix(".png"))
@@ -180,7 +183,7 @@ def _destination(options: argparse.Namespace) -> Path | None:
     path: Path | None = options.out
     if path is None:
         return None
-    if not options.accuracy:
+    if options.chart and not options.accuracy:
         import matplotlib.figure  # noqa: F401  # if it is missing, that should be said before the measurement
     if path.suffix != ".json":
         path = path / ("accuracy.json" if options.accuracy else "bench.json")
