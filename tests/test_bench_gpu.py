@@ -1,17 +1,21 @@
 """`cid bench --device cuda`: on a GPU, or on the CPU in Triton's interpreter, with stand-ins for a device's events."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import cid.backends
 from cid import cli
-from cid.bench import hardware, memory, plan, timing
+from cid.bench import eager, hardware, memory, plan, timing
 from cid.bench.accuracy import accuracy
+from cid.bench.measure import measure
 from cid.bench.terms import TERMS, Tensors, copies
 from tests.gpu import DEVICE
 
@@ -111,7 +115,8 @@ def _device(monkeypatch: pytest.MonkeyPatch) -> None:
     if ON_GPU:
         return
     FakeEvents().install(monkeypatch)
-    monkeypatch.setattr("cid.bench.measure.torch", SimpleNamespace(**{**vars(torch), "device": lambda name: CPU}))
+    stand_in = SimpleNamespace(**{**vars(torch), "device": lambda name: CPU, "_dynamo": torch._dynamo})
+    monkeypatch.setattr("cid.bench.measure.torch", stand_in)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("cid.bench.measure.memory.on_device", lambda call: 8)
     monkeypatch.setattr("cid.bench.liger.installed", lambda: False)
@@ -141,6 +146,29 @@ def test_the_command_on_a_device(
         assert row["memory"]["cid"]["counted"] >= 0
         assert row["memory"]["cid"]["resident"] is None
     assert not (tmp_path / "bench.png").exists()
+
+
+@pytest.mark.usefixtures("_device")
+def test_a_contender_that_overwrites_its_inputs_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrite(z: Tensor, y: Tensor) -> Tensor:
+        z.data.fill_(math.inf)
+        return (0.0 * z).sum()
+
+    def check(z: Tensor, y: Tensor) -> Tensor:
+        assert z.isfinite().all()
+        return eager.cross_entropy(z, y)
+
+    monkeypatch.setattr("cid.bench.liger.installed", lambda: True)
+    monkeypatch.setattr("cid.bench.measure.torch.compile", lambda step, **_: step)  # which takes half a minute
+    monkeypatch.setattr("cid.bench.liger.steps", lambda: {"cross-entropy": overwrite})
+    monkeypatch.setitem(TERMS, "cross-entropy", dataclasses.replace(TERMS["cross-entropy"], eager=check))
+    if not ON_GPU:
+        monkeypatch.setattr("torch.cuda.Event.elapsed_time", lambda *_: 1.0)
+    rows = [
+        measure(plan.Case(term, (4, 5), "float32", 1, "cuda"), seconds=0.001, against="all", count_memory=False)
+        for term in ("cross-entropy", "context-weights")
+    ]
+    assert ["liger" in row["times"] for row in rows] == [True, False]
 
 
 def test_the_goals_of_a_device_are_its_own() -> None:
