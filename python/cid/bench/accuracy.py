@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cid import _native
 from cid.bench.measure import Row
-from cid.bench.plan import Case
-from cid.bench.terms import TERMS, Step, Tensors, Term
+from cid.bench.plan import DEVICES, Case
+from cid.bench.terms import TERMS, Step, Tensors, Term, copies
 
 FACTORS = (1.0, 1e-30, 1e-10, 1e10, 1e30)
 
 
 def accuracy(case: Case, factor: float) -> Row:
-    """The largest errors of the native backend and of eager PyTorch.
+    """The largest errors of the device's backend and of eager PyTorch.
 
     Args:
         case: what to measure.
@@ -23,21 +23,22 @@ def accuracy(case: Case, factor: float) -> Row:
     Returns:
         `loss` (largest error over the largest true value; of the result, for a term without a loss) and `gradient`
         (the largest of that over all tensors that get gradients; None without) of `cid` and `eager`; or `skipped`: why
-        the native backend does not serve the type.
+        the backend does not serve the type.
     """
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
     term, dtype = TERMS[case.term], getattr(torch, case.dtype)
-    state = term.state(case.size, dtype)
-    inputs = term.draw(case.size, dtype)
+    with torch.device(case.device):
+        state = term.state(case.size, dtype)
+        inputs = term.draw(case.size, dtype)
     # A matrix: labels and the weights of samples have one dimension.
     inputs = tuple((x.detach() * factor).requires_grad_(x.requires_grad) if x.ndim == 2 else x for x in inputs)
     row: Row = {**case.to_json(), "simd": _native.build_info()["simd"], "factor": factor}
     try:
-        ours = _run(term, inputs, state, "native")
+        ours = _run(term, inputs, state, DEVICES[case.device])
     except RuntimeError as error:  # the backend's refusal
         return {**row, "skipped": str(error)}
-    truth = _run(term, _copies(inputs, torch.float64), _copies(state, torch.float64), "reference")
+    truth = _run(term, copies(inputs, torch.float64), copies(state, torch.float64), "reference")
     eager = _run(term, inputs, state, None)
     return {**row, "cid": _errors(ours, truth), "eager": _errors(eager, truth)}
 
@@ -48,19 +49,9 @@ def fits(dtype: str, factor: float) -> bool:
     return limits.tiny < factor < limits.max / 100
 
 
-def _copies(tensors: Tensors, dtype: torch.dtype | None = None) -> Tensors:
-    """Tensors of their own, in another type where they are floats and it is given."""
-
-    def copy(x: Tensor) -> Tensor:
-        values = x.detach().to(dtype if dtype and x.is_floating_point() else x.dtype, copy=True)
-        return nn.Parameter(values) if isinstance(x, nn.Parameter) else values.requires_grad_(x.requires_grad)
-
-    return tuple(map(copy, tensors))
-
-
 def _run(term: Term, inputs: Tensors, state: Tensors, backend: str | None) -> tuple[Tensor, list[Tensor]]:
     """Result and gradients, of a backend or of eager PyTorch (None)."""
-    state = _copies(state)  # the bank is changed
+    state = copies(state)  # the bank is changed
     step: Step = term.ours(state, backend) if backend else lambda *x: term.eager(*x, *state)
     result = step(*inputs)
     if result is None:

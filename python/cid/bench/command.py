@@ -35,13 +35,17 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--threads", action="append", type=_positive(int, "whole number"), metavar="N", help="repeatable"
     )
+    parser.add_argument("--device", choices=tuple(plan.DEVICES), default="cpu", help="where (default: cpu)")
     parser.add_argument("--simd", action="append", choices=plan.TIERS, help="force a tier of the kernels; repeatable")
     parser.add_argument(
         "--seconds", type=_positive(float, "number"), default=5.0, metavar="S", help="time for a row (default: 5)"
     )
-    parser.add_argument("--against", choices=plan.AGAINST, default="both", help="contenders (default: both)")
+    parser.add_argument("--against", choices=plan.AGAINST, default="all", help="contenders (default: all there are)")
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="count peak memory (default: yes)"
+    )
+    parser.add_argument(
+        "--chart", action=argparse.BooleanOptionalAction, default=True, help="draw one (default: yes; needs matplotlib)"
     )
     parser.add_argument("--out", type=_out, metavar="PATH", help="FILE.json or a folder: JSON, and a chart beside it")
     parser.set_defaults(run=run)
@@ -84,16 +88,17 @@ def run(options: argparse.Namespace) -> int:
     """Measures and reports, as the options ask.
 
     Raises:
-        ConfigError: options that don't fit together, this CPU or this build.
+        ConfigError: options that don't fit together, this machine or this build.
         ModuleNotFoundError: what draws the chart is missing.
     """
+    _check_device(options)
     pairs = _pairs(options)
     destination = _destination(options)
 
     import torch
 
     from cid.bench.hardware import hardware
-    from cid.bench.report import ERRORS, TIMES, head, line, write_json
+    from cid.bench.report import ERRORS, GPU_TIMES, TIMES, head, line, write_json
     from cid.bench.work import Job, check_tier
 
     _check_build()
@@ -101,12 +106,15 @@ def run(options: argparse.Namespace) -> int:
         check_tier(tier)
     threads = options.threads or [torch.get_num_threads()]
     dtypes = options.dtype or (plan.DTYPES if options.accuracy else plan.DTYPES[:1])
-    cases = tuple(plan.Case(*pair, dtype, count) for count, dtype, pair in product(threads, dtypes, pairs))
+    cases = tuple(
+        plan.Case(*pair, dtype, count, options.device) for count, dtype, pair in product(threads, dtypes, pairs)
+    )
     job = Job(cases, options.accuracy, options.seconds, options.against, options.memory)
-    where = hardware()
-    columns = ERRORS if options.accuracy else TIMES
+    where = hardware(options.device)
+    kind = "accuracy" if options.accuracy else options.device
+    columns = {"accuracy": ERRORS, "cpu": TIMES, "cuda": GPU_TIMES}[kind]
     print(", ".join(f"{key} {value}" for key, value in where.items() if value is not None))
-    print(_LEGEND[options.accuracy])
+    print(_LEGENDS[kind])
     print(head(columns), flush=True)
     measured = []
     tiers = [job.rows_at(tier) for tier in options.simd] if options.simd else [job.rows()]
@@ -117,18 +125,41 @@ def run(options: argparse.Namespace) -> int:
                 measured.append(row)
                 if destination:  # after each row, so that an interrupted bench leaves what it has
                     write_json(destination, where, measured)
-    if destination and not options.accuracy:
+    if destination and options.chart and not options.accuracy:
         from cid.bench.plot import plot
 
         plot(measured, destination.with_suffix(".png"))
     return 0
 
 
-_LEGEND = {
-    False: "Medians in microseconds; x floor = cid / floor; speed-up over the faster of eager and compile; then "
-    "peak memory beyond inputs, outputs and gradients: cid, its resident pages, eager, compile.",
-    True: "Largest error over the largest true value, of the loss (or result) and of the gradients.",
+_LEGENDS = {
+    "cpu": "Medians in microseconds; x floor = cid / floor; speed-up over the fastest other; then peak memory beyond "
+    "inputs, outputs and gradients: cid, its resident pages, eager, compile.",
+    "cuda": "Medians in microseconds on the device, cid host: to queue it; x floor = cid / floor; speed-up over the "
+    "fastest other; GB/s of the bytes that must be moved, by cid and by a copy; then peak memory beyond inputs, "
+    "outputs and gradients: cid, eager, compile, liger.",
+    "accuracy": "Largest error over the largest true value, of the loss (or result) and of the gradients.",
 }
+
+
+def _check_device(options: argparse.Namespace) -> None:
+    """Whether the device is there, and what the options ask of it."""
+    if options.device == "cpu":
+        if options.against == "liger":
+            raise ConfigError("--against: got liger together with --device cpu, accepted: --device cuda")
+        return
+    for name in ("threads", "simd"):
+        if given := getattr(options, name):
+            raise ConfigError(f"--{name}: got {given[0]} together with --device cuda, accepted: --device cpu")
+
+    import torch
+
+    from cid.bench import liger
+
+    if not torch.cuda.is_available():
+        raise ConfigError("--device: got cuda, accepted: cpu (PyTorch sees no CUDA device)")
+    if options.against == "liger" and not liger.installed():
+        raise ConfigError("--against: liger needs Liger-Kernel: pip install liger-kernel")
 
 
 def _pairs(options: argparse.Namespace) -> list[tuple[str, plan.Size]]:
@@ -136,7 +167,7 @@ def _pairs(options: argparse.Namespace) -> list[tuple[str, plan.Size]]:
     if options.accuracy and options.preset:
         raise ConfigError(f"--preset: got {options.preset} together with --accuracy, accepted: --size")
     preset = "accuracy" if options.accuracy and not options.size else options.preset
-    pairs = plan.chosen(options.terms, options.size or (), preset)
+    pairs = plan.chosen(options.terms, options.size or (), preset, options.device)
 
     from cid.bench.terms import TERMS
 
@@ -152,7 +183,7 @@ def _destination(options: argparse.Namespace) -> Path | None:
     path: Path | None = options.out
     if path is None:
         return None
-    if not options.accuracy:
+    if options.chart and not options.accuracy:
         import matplotlib.figure  # noqa: F401  # if it is missing, that should be said before the measurement
     if path.suffix != ".json":
         path = path / ("accuracy.json" if options.accuracy else "bench.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,13 @@ import cid
 from cid import _native
 
 
-def hardware() -> dict[str, object]:
-    """CPU, tier, threads, versions, and the commit of the source tree (None for an installed package)."""
+def hardware(device: str = "cpu") -> dict[str, object]:
+    """CPU, tier, threads, versions, and the commit of the source tree (None for an installed package).
+
+    Args:
+        device: with `"cuda"` also the GPU, its memory and L2 cache in bytes, the driver, and the versions of CUDA,
+            Triton and Liger-Kernel.
+    """
     build = _native.build_info()
     return {
         "cpu": _cpu(),
@@ -27,7 +33,37 @@ def hardware() -> dict[str, object]:
         "python": platform.python_version(),
         "cid": cid.__version__,
         "commit": _commit(Path(cid.__file__)),
+        **(_gpu() if device == "cuda" else {}),
     }
+
+
+def _gpu() -> dict[str, object]:
+    properties = torch.cuda.get_device_properties("cuda")
+    return {
+        "gpu": properties.name,
+        "gpu_memory": properties.total_memory,
+        "l2": properties.L2_cache_size,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "liger": _version("liger-kernel"),
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.partition("\n")[0].strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:

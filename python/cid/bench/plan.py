@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cid.train.errors import ConfigError
@@ -13,7 +13,9 @@ Size = tuple[int, ...]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TIERS = ("avx512", "avx2", "baseline", "fallback")
-AGAINST = ("eager", "compile", "both", "none")
+DEVICES = {"cpu": "native", "cuda": "triton"}
+"""Each with the backend that is measured there."""
+AGAINST = ("eager", "compile", "liger", "all", "none")
 PRESETS = ("goals", "sweep", "small")
 INPUT_SETS = 3
 """Sets of inputs that the rounds rotate through."""
@@ -62,21 +64,23 @@ class Case:
         size: with all its numbers, see `complete`.
         dtype: of the float inputs, one of `DTYPES`.
         threads: of PyTorch's pool.
+        device: one of `DEVICES`.
     """
 
     term: str
     size: Size
     dtype: str
     threads: int
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON and the tables hold it."""
-        return {"term": self.term, "size": text(self.size), "dtype": self.dtype, "threads": self.threads}
+        return {**asdict(self), "size": text(self.size)}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Case:
         """Reads what `to_json` gave."""
-        return cls(row["term"], parse(row["size"]), row["dtype"], row["threads"])
+        return cls(**{**row, "size": parse(row["size"])})
 
 
 def text(size: Size) -> str:
@@ -105,13 +109,16 @@ def complete(term: str, size: Size) -> Size:
     return (*size, 128 if term == "marginal" else min(size[1], 1000))
 
 
-def chosen(terms: Sequence[str], sizes: Sequence[Size], preset: str | None) -> list[tuple[str, Size]]:
+def chosen(
+    terms: Sequence[str], sizes: Sequence[Size], preset: str | None, device: str = "cpu"
+) -> list[tuple[str, Size]]:
     """Terms and their sizes, as the options of `cid bench` ask.
 
     Args:
         terms: named ones; all, if empty.
         sizes: each serves the terms that take as many numbers.
         preset: one of `PRESETS`, or `"accuracy"`.
+        device: one of `DEVICES`, which have goals of their own.
 
     Raises:
         ConfigError: a size serves none of the terms, a named term is left without one, or a preset is given too.
@@ -128,7 +135,9 @@ def chosen(terms: Sequence[str], sizes: Sequence[Size], preset: str | None) -> l
             if all(term != used for used, _ in pairs):
                 raise ConfigError(f"--size: got none for {term}, accepted: {accepted}")
     elif preset or not terms:
-        pairs = [(term, size) for term, size in _PRESETS[preset or "goals"]() if not terms or term in terms]
+        preset = preset or "goals"
+        rows = _gpu_goals() if (preset, device) == ("goals", "cuda") else _PRESETS[preset]()
+        pairs = [(term, size) for term, size in rows if not terms or term in terms]
     else:
         pairs = [(term, size) for term in terms for size in KINDS[term].defaults]
     return list(dict.fromkeys((term, complete(term, size)) for term, size in pairs))
@@ -148,6 +157,18 @@ def _goals() -> Iterator[tuple[str, Size]]:
     yield "sample", (4096, 2048)
     yield "class", (4096, 512, 100)
     yield "accumulate", (4096, 512, 1000)
+
+
+def _gpu_goals() -> Iterator[tuple[str, Size]]:
+    """What only memory bounds, on many rows and on long ones; what has products; and the whole criterion."""
+    for size in ((16384, 1000), (4096, 128256)):
+        yield from ((term, size) for term in ("kd", "kd-reverse", "kd-js", "cross-entropy", "context-weights"))
+    yield "sample", (16384, 2048)
+    yield "accumulate", (16384, 512, 1000)
+    yield "class", (16384, 512, 1000)
+    yield "marginal", (16384, 1000, 512)
+    yield "cid", (4096, 512, 2048, 1000)
+    yield "cid", (64, 128, 128, 100)
 
 
 def _small() -> Iterator[tuple[str, Size]]:

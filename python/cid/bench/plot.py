@@ -24,7 +24,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(11, 1.3 + 0.22 * len(rows)), layout="constrained")
     speed_ups, floors = figure.subplots(1, 2, sharey=True)
-    _dots(speed_ups, [row["speed_up"] for row in rows], BLUE, "o", "times as fast as the faster of eager and compile")
+    _dots(speed_ups, [row["speed_up"] for row in rows], BLUE, "o", "times as fast as the fastest other")
     _dots(floors, [row["x_floor"]["median"] for row in rows], VERMILION, "D", "times the floor")
     speed_ups.set_yticks(range(len(rows)), _labels(rows), fontsize="small")
     speed_ups.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top

@@ -31,6 +31,10 @@ def _time(name: str) -> Callable[[Row], str | None]:
     return lambda row: f"{row['times'][name]['median'] * 1e6:,.1f}" if name in row["times"] else None
 
 
+def _bandwidth(name: str) -> Callable[[Row], str | None]:
+    return lambda row: f"{row['bandwidth'][name] / 1e9:,.0f}"
+
+
 def _memory(name: str, way: str = "counted") -> Callable[[Row], str | None]:
     def cell(row: Row) -> str | None:
         count = (row["memory"] or {}).get(name, {}).get(way)
@@ -56,18 +60,36 @@ _CASE = (
     Column("tier", 8, lambda row: row["simd"] if row.get("backend") != "reference" else "reference"),
 )
 
-TIMES = (
-    *_CASE,
-    *(Column(name, 11, _time(name)) for name in ("cid", "eager", "compile")),
+_BESIDE = (
     Column("floor", 10, lambda row: f"{row['floor']['median'] * 1e6:,.1f}"),
     Column("x floor", 7, lambda row: f"{row['x_floor']['median']:.2f}"),
     Column("speed-up", 8, lambda row: f"{row['speed_up']:.2f}x" if row["speed_up"] else None),
+)
+
+TIMES = (
+    *_CASE,
+    *(Column(name, 11, _time(name)) for name in ("cid", "eager", "compile")),
+    *_BESIDE,
     Column("cid mem", 9, _memory("cid")),
     Column("resident", 9, _memory("cid", "resident")),
     Column("eager", 9, _memory("eager")),
     Column("compile", 9, _memory("compile")),
 )
 """Medians in microseconds, and peak memory."""
+
+GPU_TIMES = (
+    *_CASE[:3],
+    Column("backend", 9, lambda row: row["backend"]),
+    *(Column(name, 11, _time(name)) for name in ("cid", "eager", "compile", "liger")),
+    Column("cid host", 9, lambda row: f"{row['host']['cid'] * 1e6:,.1f}"),
+    *_BESIDE,
+    Column("GB/s", 7, _bandwidth("cid")),
+    Column("copy", 7, _bandwidth("copy")),
+    Column("of copy", 7, lambda row: f"{row['bandwidth']['cid'] / row['bandwidth']['copy']:.0%}"),
+    Column("cid mem", 9, _memory("cid")),
+    *(Column(name, 9, _memory(name)) for name in ("eager", "compile", "liger")),
+)
+"""Medians on a GPU, beside them the bandwidth, and peak memory."""
 
 ERRORS = (
     *_CASE,

@@ -48,6 +48,16 @@ class Term:
         return [x for x in (*inputs, *state) if x.requires_grad] if self.backward else []
 
 
+def copies(tensors: Tensors, dtype: torch.dtype | None = None) -> Tensors:
+    """Tensors of their own, in another type where they are floats and it is given."""
+
+    def copy(x: Tensor) -> Tensor:
+        values = x.detach().to(dtype if dtype and x.is_floating_point() else x.dtype, copy=True)
+        return nn.Parameter(values) if isinstance(x, nn.Parameter) else values.requires_grad_(x.requires_grad)
+
+    return tuple(map(copy, tensors))
+
+
 def _normal(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, dtype=dtype)
 
