@@ -11,7 +11,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 TOOL := uv run --quiet --no-project --with-requirements requirements-tools.txt --
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test check format fix lint types pytest cargo-test bench wheel sdist wheel-test audit lock clean
+.PHONY: help demo test check format fix lint types pytest cargo-test bench docs wheel sdist wheel-test audit lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -48,6 +48,9 @@ cargo-test: .venv/.requirements
 
 bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
 	cid bench
+
+docs: .venv/.requirements ## Build the documentation, strictly, into target/site
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 wheel: .venv/bin/uv ## Build the wheel, on Linux for glibc 2.28 and newer, and check what it holds
 	python tools/wheel.py build
