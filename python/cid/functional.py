@@ -24,7 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cid import _checks
-from cid.backends import CIDInputs, CIDOptions, Fused, KDOptions, dense, select, self_checking, self_checking_whole
+from cid.backends import (
+    CIDInputs,
+    CIDOptions,
+    Fused,
+    KDOptions,
+    dense,
+    real,
+    select,
+    self_checking,
+    self_checking_whole,
+)
 
 __all__ = [
     "CIDOutput",
@@ -636,13 +646,13 @@ def _as_whole(backend: str | None, inputs: CIDInputs) -> Fused | None:
     chosen = select(backend, *read.values())
     if not isinstance(chosen, Fused):
         return None
-    real = torch.float64 if lead.dtype == torch.float64 else torch.float32
+    wide = real(lead)
     if inputs.context is not None and (
-        inputs.context.dtype not in (lead.dtype, real) or inputs.context.device != lead.device
+        inputs.context.dtype not in (lead.dtype, wide) or inputs.context.device != lead.device
     ):
         return None
     if sums is not None:
-        if any(x.dtype != real for x in sums):
+        if any(x.dtype != wide for x in sums):
             return None
         _check_sums("student_features", read, *sums)
         _checks.writable(numerator=sums[0], denominator=sums[1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cid.backends import native, ops, reference, triton
-from cid.backends.fused import Fused, dense
+from cid.backends.fused import Fused, dense, real
 from cid.backends.options import CIDInputs, CIDOptions, KDOptions
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Fused",
     "KDOptions",
     "dense",
+    "real",
     "select",
     "self_checking",
     "self_checking_whole",

@@ -30,15 +30,13 @@ def refusal(tensors: Iterable[Tensor], device: str, dtypes: Sequence[torch.dtype
             return f"a tensor is {tensor.dtype}, accepted: {', '.join(map(str, dtypes))}"
         if tensor.layout is not torch.strided:
             return f"a tensor is {tensor.layout}, accepted: torch.strided"
+    if torch.compiler.is_compiling():  # no obstacle by itself: see `cid.backends.ops`
+        return "it is being traced by torch.export" if torch.compiler.is_exporting() else None
     return transform()
 
 
 def transform() -> str | None:
-    """What there is, if anything, that must see PyTorch's own operations."""
-    if torch.compiler.is_exporting():
-        return "it is being traced by torch.export"
-    if torch.compiler.is_compiling():  # no obstacle: see `cid.backends.ops`
-        return None
+    """What there is, if anything, outside of torch.compile that must see PyTorch's own operations."""
     if torch._C._is_tracing():
         return "it is being traced by torch.jit.trace"
     if torch._C._len_torch_dispatch_stack():  # make_fx, FakeTensorMode, a counter of operations
@@ -99,7 +97,7 @@ class Fused:
 
     def context_weights(self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
         """See `cid.functional.context_weights`."""
-        weights = teacher_logits.new_empty(teacher_logits.shape[:1], dtype=_real(teacher_logits))
+        weights = teacher_logits.new_empty(teacher_logits.shape[:1], dtype=real(teacher_logits))
         self.kernels.context_weights(_dense(teacher_logits), _dense(target), temperature, ignore_index, weights)
         return weights
 
@@ -166,7 +164,7 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()  # `contiguous` alone would keep a negative bit
 
 
-def _real(tensor: Tensor) -> torch.dtype:
+def real(tensor: Tensor) -> torch.dtype:
     """The type that a tensor is computed in, and that its losses have."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -194,7 +192,7 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
         dense = _dense(student)
-        loss, grad = dense.new_empty(shape, dtype=_real(dense)), torch.empty_like(dense)
+        loss, grad = dense.new_empty(shape, dtype=real(dense)), torch.empty_like(dense)
         kernel(dense, *arguments, loss, grad)
         ctx.save_for_backward(grad)
         ctx.arguments, ctx.handed_out = len(arguments), False
@@ -234,7 +232,7 @@ def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: 
             )
         return cast(Tensor, _GradientInForward.apply(student, shape, kernel, *arguments))
     dense = _dense(student)
-    loss = dense.new_empty(shape, dtype=_real(dense))
+    loss = dense.new_empty(shape, dtype=real(dense))
     kernel(dense, *arguments, loss, None)
     return loss
 
@@ -294,7 +292,7 @@ class _CID(torch.autograd.Function):
         kernels: Kernels,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         needs_f, needs_s, needs_adapter_weight, needs_adapter_bias, needs_weight, needs_bias = ctx.needs_input_grad[:6]
-        terms = f.new_empty(4, dtype=_real(f))
+        terms = f.new_empty(4, dtype=real(f))
         loss = terms.new_empty(())
         kd_grad = torch.empty_like(s) if needs_s else None
         class_grad = torch.empty_like(f) if needs_f else None

@@ -17,17 +17,19 @@ from torch import Tensor
 from cid.backends import fused
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Asked once, not at each call.
+_INSTALLED = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether the kernels run on a CPU, to test them."""
 
 
 def refusal(tensors: Iterable[Tensor]) -> str | None:
     """Why these tensors can't be taken, or None if they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _INSTALLED:
         return "the package triton is not installed"
-    # Triton's interpreter, which runs the kernels on a CPU to test them.
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if interpreted and torch.compiler.is_compiling():
+    if _INTERPRETED and torch.compiler.is_compiling():
         return "Triton's interpreter can't be traced"
-    return fused.refusal(tensors, "cpu" if interpreted else "cuda", _TYPES)
+    return fused.refusal(tensors, "cpu" if _INTERPRETED else "cuda", _TYPES)
 
 
 @functools.cache
