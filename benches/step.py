@@ -8,7 +8,6 @@ the wall: some calls, then a wait for the device, divided by how many they were.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ import cid
 from benches.published_loops import PublishedLoops
 from cid.bench import eager
 from cid.bench.hardware import hardware
+from cid.bench.report import write_json
 from cid.bench.timing import Call, interleaved
 from cid.train.models import InputSpec, build_model
 
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"published loss / cid loss {row['published_loss_over_cid']:.1f}", flush=True)
         rows.append(row)
         if options.out:
-            options.out.write_text(json.dumps({"hardware": where, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write_json(options.out, where, rows)
 
 
 if __name__ == "__main__":

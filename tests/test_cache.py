@@ -1,8 +1,6 @@
 """A teacher's outputs on disk: what is written is what is read, and nothing else is."""
 
-import errno
 import json
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cid.cache import CacheError, CacheLayout, TeacherCache, digest, write_cache
+from tests.disk import fill_up
 
 N, V, D, C = 37, 3, 7, 9
 MADE_FROM = {"teacher": "abc", "flip": True, "mean": (0.1, 0.2)}
@@ -207,17 +206,8 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, left = Path.replace, 8
-
-    def until_full(self: Path, target: Path) -> Path:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return replace(self, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", until_full)
+        fill_up(patch, files=8)
         with pytest.raises(OSError, match="No space left"):
             write(tmp_path)
     assert not list(tmp_path.glob(".*"))

@@ -189,7 +189,7 @@ def test_inductor() -> None:
     torch.testing.assert_close(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
 
 
-def test_inside_torch_func_the_reference_serves() -> None:
+def test_inside_torch_func() -> None:
     x = batch(8)
 
     def gradient(s: Tensor) -> Tensor:

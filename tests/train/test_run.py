@@ -1,8 +1,6 @@
 """Whole runs by the command line, in this process, on a tiny budget."""
 
-import errno
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from cid.train.config import DataConfig, read_toml, resolve
 from cid.train.data import load_dataset
 from cid.train.errors import CheckpointError
 from cid.train.methods import METHODS
+from tests.disk import fill_up
 from tests.train import fakes
 
 TINY = shlex.split(
@@ -164,19 +163,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replace, left = Path.replace, 12
-
-    def until_full(self: Path, target: Path) -> Path:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return replace(self, target)
-
     out = tmp_path / "run"
     arguments = [*TINY, "--seeds", "0", "--methods", "labels", "cid"]
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", until_full)
+        fill_up(patch, files=12)
         assert cli.main(["distill", *arguments, "--out", str(out)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line
