@@ -132,7 +132,7 @@ impl<E: Element> Kd<'_, E> {
             let [per_q_sum, per_s_sum] = pair.per_sums(simd, i);
             let [q_exp, s_exp] = pair.exponentials(piece.clone());
             let grad = &mut grad[piece];
-            for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], stream [grad], |at, _counted| {
                 // Both rounded alike, so that equals cancel.
                 let p_k = load::<S, E::Real>(simd, s_exp, at) * per_s_sum;
                 let q_k = load::<S, E::Real>(simd, q_exp, at) * per_q_sum;
@@ -158,7 +158,7 @@ impl<E: Element> Kd<'_, E> {
             let [slope, _] = pair.per_sums(simd, i).map(|per_sum| per_sum * slope);
             let [s_exp, _] = pair.exponentials(piece.clone());
             let (s, q, grad) = (&s[piece.clone()], &q[piece.clone()], &mut grad[piece]);
-            for_each_vector!(simd, Vector<S, E>, grad.len(), read [s, q, s_exp], write [grad], sum [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, grad.len(), read [s, q, s_exp], write [grad], sum [], stream [grad], |at, _counted| {
                 let p_k = load::<S, E::Real>(simd, s_exp, at) * slope;
                 let beyond = logs.of(load(simd, s, at), load(simd, q, at)) - divergence;
                 // Where the student gives nothing, the difference of the logarithms may be anything.
@@ -197,7 +197,7 @@ impl<E: Element> Kd<'_, E> {
                 let mixture = pair.mixture(simd, beta, i);
                 let [s_exp, q_exp] = pair.exponentials(piece.clone());
                 let grad = &mut grad[piece];
-                for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], |at, _counted| {
+                for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], stream [grad], |at, _counted| {
                     let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
                     let [p_log, _] = mixture.logs::<S, E::Real>(simd, [p_k, q_k]);
                     store::<S, E>(p_k * (p_log - mean) * slope, grad, at);

@@ -4,7 +4,7 @@
 //! anything, and runs on the threads of [`par`]. A `grad` of `None` is not computed. Results do not depend on the
 //! number of threads; between vector instruction sets they differ by rounding.
 
-#![deny(unsafe_code)] // but for `par`, which hands memory to other threads
+#![deny(unsafe_code)] // but for `par`, which hands memory to other threads, and a hint to the cache
 
 mod class;
 mod columns;

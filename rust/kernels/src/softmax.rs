@@ -103,7 +103,7 @@ impl<R: Real> Softmax<R> {
     fn exponentials_inline<S: Simd, E: Element<Real = R>>(&self, simd: S, piece: &[E], out: &mut [R]) -> f64 {
         let max = R::Native::<S>::splat(simd, self.max);
         let mut sum = Sum::<S, R>::new(simd);
-        for_each_vector!(simd, Vector<S, E>, piece.len(), read [piece], write [out], sum [sum], |at, counted| {
+        for_each_vector!(simd, Vector<S, E>, piece.len(), read [piece], write [out], sum [sum], stream [piece], |at, counted| {
             let e = self.exp.of(simd, load(simd, piece, at) - max);
             store::<S, R>(e, out, at);
             sum.add(counted.of(e));
@@ -117,7 +117,7 @@ impl<R: Real> Softmax<R> {
         for (i, piece) in pieces(out.len()) {
             let factor = splat::<S, R>(simd, factor * self.per_sum(i, kept));
             let (e, out) = (&kept.exponentials[piece.clone()], &mut out[piece]);
-            for_each_vector!(simd, Vector<S, E>, out.len(), read [e], write [out], sum [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, out.len(), read [e], write [out], sum [], stream [out], |at, _counted| {
                 store::<S, E>(load::<S, R>(simd, e, at) * factor, out, at);
             });
         }
