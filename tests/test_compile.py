@@ -149,16 +149,40 @@ def test_a_size_marked_as_dynamic_stays_so() -> None:
             compiled(x["f"], x["s"], x["t"], x["q"], x["y"]).loss.backward()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
-def test_a_distiller() -> None:
-    """Not in one graph: its models' hooks, which come and go, break it."""
+def _distiller(**options: Any) -> cid.Distiller:
     torch.manual_seed(0)
-    student, teacher = nn.Linear(4, CLASSES), nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, CLASSES))
-    distiller = cid.Distiller(student, teacher, num_classes=CLASSES, beta=10.0, gamma=1.0, warmup_epochs=0)
-    x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
-    truth = distiller(x, y).loss
-    compiled = torch.compile(distiller, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, y).loss, truth)
+    student = nn.Sequential(nn.Linear(4, STUDENT), nn.ReLU(), nn.Linear(STUDENT, CLASSES))
+    teacher = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, CLASSES))
+    return cid.Distiller(student, teacher, num_classes=CLASSES, beta=10.0, gamma=1.0, **options)
+
+
+def _steps_agree(compiled: Callable[..., Any], traced: cid.Distiller, eager: cid.Distiller) -> None:
+    for rows in (8, 9, 13):
+        x, y = torch.randn(rows, 4), torch.arange(rows) % CLASSES
+        outputs = [module(x, y) for module in (compiled, eager)]
+        torch.testing.assert_close(*outputs)
+        for output in outputs:
+            output.loss.backward()
+        torch.testing.assert_close(compiled(x), eager(x))
+    for (name, ours), truth in zip(traced.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, truth.grad, msg=name)
+    torch.testing.assert_close(dict(traced.named_buffers()), dict(eager.named_buffers()))
+
+
+@pytest.mark.parametrize("warmup", [0, 2], ids=["trained", "warm-up"])
+def test_a_distiller(warmup: int) -> None:
+    """Both models, the losses, the gathering of contexts and the prediction, in one graph."""
+    traced, eager = _distiller(warmup_epochs=warmup), _distiller(warmup_epochs=warmup)
+    _steps_agree(torch.compile(traced, fullgraph=True, backend="aot_eager"), traced, eager)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
+def test_a_distiller_whose_layer_is_more_than_a_product() -> None:
+    """Its hook breaks the graph, and sees what its own hooks make of the product."""
+    traced, eager = _distiller(warmup_epochs=0), _distiller(warmup_epochs=0)
+    for distiller in (traced, eager):
+        distiller.student_model.get_submodule("2").register_forward_hook(lambda layer, args, output: 2 * output)
+    _steps_agree(torch.compile(traced, backend="aot_eager"), traced, eager)
 
 
 def test_labels_are_checked_when_the_kernel_runs() -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cid import _checks
 from cid.functional import CIDOutput
@@ -22,7 +24,14 @@ _registration = threading.Lock()
 def _captured(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The (input, output) pairs of `layer` in the forwards within the block; nothing stays on the layer afterwards."""
     calls: list[tuple[Tensor, Tensor]] = []
+    # A hook would break the graph of torch.compile. What it alone can see must have it nevertheless.
+    hooked = not torch.compiler.is_dynamo_compiling() or type(layer) is not nn.Linear or layer._forward_hooks
+    with _hook(layer, calls) if hooked else _ProductsWith(cast(nn.Linear, layer).weight, calls):
+        yield calls
 
+
+@contextmanager
+def _hook(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Replicas of one layer share their hooks: keep what this very one computes.
         if module is layer:
@@ -31,10 +40,26 @@ def _captured(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     with _registration:
         handle = layer.register_forward_hook(hook)
     try:
-        yield calls
+        yield
     finally:
         with _registration:
             handle.remove()
+
+
+class _ProductsWith(TorchFunctionMode):
+    """Keeps input and output of each linear product with a weight: what a hook sees of its layer, but in a trace."""
+
+    def __init__(self, weight: Tensor, calls: list[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.weight, self.calls = weight, calls
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.linear and args[1] is self.weight:
+            self.calls.append((args[0], output))
+        return output
 
 
 def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -> tuple[Tensor, Tensor]:
@@ -172,10 +197,11 @@ def _intervene(layer: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tenso
 class Distiller(nn.Module):
     """A student, its teacher and the loss between them, around any two classifiers.
 
-    Input and output of each model's last `torch.nn.Linear` that yields `num_classes` values are captured while it runs
-    (by a hook that is there only then), so no model is edited and its own forward is called. The teacher's parameters
-    stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is called. Of a model that
-    does more with that layer's output, as averaging two heads, the layer alone is distilled.
+    Input and output of each model's last `torch.nn.Linear` that yields `num_classes` values are captured while it runs,
+    by a hook that is there only then, or in what `torch.compile` traces: no model is edited, and its own forward is
+    called. The teacher's parameters stop requiring gradients; it runs in eval mode and without gradients, whatever
+    `train()` is called. Of a model that does more with that layer's output, as averaging two heads, the layer alone is
+    distilled.
 
     It takes the student's place in a training loop: `distiller(x, target)` yields the losses, `distiller(x)` the logits
     that the student predicts with. A batch x that is a mapping is passed on by name, `model(**x)`, as Hugging Face's
