@@ -71,7 +71,7 @@ impl<E: Element> RowFormula<E> for Sample<'_, E> {
             let power = (-norm.log2() / 2.0).round().exp2();
             let slope = splat::<S, E::Real>(simd, 2.0 * self.scale / norm / power);
             let power = splat::<S, E::Real>(simd, power);
-            for_each_vector!(simd, Vector<S, E>, s.len(), read [s, t], write [grad], sum [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, s.len(), read [s, t], write [grad], sum [], stream [grad], |at, _counted| {
                 let difference = load(simd, s, at) - load(simd, t, at);
                 store::<S, E>(difference * power * slope, grad, at);
             });

@@ -223,7 +223,7 @@ impl<E: Element> RowFormula<E> for Backward<'_, E> {
         let dot = splat::<S, E::Real>(simd, dot.total());
         let per_temperature = splat::<S, E::Real>(simd, 1.0 / self.temperature);
         if let Some(out) = out {
-            for_each_vector!(simd, Vector<S, E>, g.len(), read [p, g], write [out], sum [], |at, _counted| {
+            for_each_vector!(simd, Vector<S, E>, g.len(), read [p, g], write [out], sum [], stream [out], |at, _counted| {
                 let through = load(simd, p, at) * (load(simd, g, at) - dot);
                 store::<S, E>(through * per_temperature, out, at);
             });
