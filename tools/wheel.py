@@ -77,9 +77,8 @@ def test(wheel: Path, python: str, arguments: Iterable[str]) -> None:
         run(programs / "cid", "--help", cwd=folder)
 
         run(*install, f"{wheel}[{extras}]", *TEST_PACKAGES)
-        for beside in ("examples", "tests"):
-            if (ROOT / beside).is_dir():
-                shutil.copytree(ROOT / beside, folder / beside, ignore=shutil.ignore_patterns("__pycache__"))
+        for beside in ("benches", "examples", "tests"):
+            shutil.copytree(ROOT / beside, folder / beside, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)  # pytest's settings
         for left_out, reason in LEFT_OUT.items():
             print(f"left out: tests/{left_out}: {reason}", flush=True)
