@@ -130,6 +130,11 @@ def test_differences_use_common_seeds_alone() -> None:
     assert "one seed" in report.table([result("labels", 0, 0.5), result("kd", 0, 0.6)])
 
 
+def test_two_seeds_are_no_verdict() -> None:
+    results = [result(method, seed, accuracy) for method, accuracy in (("labels", 0.5), ("kd", 0.6)) for seed in (0, 1)]
+    assert "kd - labels: +10.00 +/- 0.00 (two seeds: too few to tell)" in report.table(results)
+
+
 def test_networks_that_can_do_without_their_heads_have_two_rows(tmp_path: Path) -> None:
     own = WithoutHead(700, 0.75, 1.5)
     results = [result("kd", 0, 0.7), replace(result("cid", 0, 0.8), without_head=own)]

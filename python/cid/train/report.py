@@ -118,6 +118,7 @@ class Difference:
 
     method: str
     baseline: str
+    seeds: int
     accuracy: Estimate
 
 
@@ -164,7 +165,7 @@ def differences(results: Iterable[Result]) -> list[Difference]:
         seeds = [seed for name, seed in by_key if name == method and (baseline, seed) in by_key]
         values = [by_key[method, seed] - by_key[baseline, seed] for seed in seeds]
         if values:
-            found.append(Difference(method, baseline, estimate(values)))
+            found.append(Difference(method, baseline, len(values), estimate(values)))
     return found
 
 
@@ -220,8 +221,11 @@ def sentence(difference: Difference) -> str:
     text = f"{difference.method} - {difference.baseline}: {_percent(accuracy.mean, '+')}"
     if accuracy.half_width is None:
         return text + " (one seed: no interval)"
+    text += f" +/- {_percent(accuracy.half_width)}"
+    if difference.seeds < 3:  # two may differ by the same, of a few images, and leave no interval
+        return text + " (two seeds: too few to tell)"
     verdict = "no difference seen" if abs(accuracy.mean) <= accuracy.half_width else "a difference"
-    return f"{text} +/- {_percent(accuracy.half_width)}: {verdict}"
+    return f"{text}: {verdict}"
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,8 @@ def _onnx(network: nn.Module, description: Description, about: str) -> bytes:
 
     student = _images_to_logits(network, description)
     traced = _traced(student, description)
+    # Else it warns of operators of torchvision, which no student has, where that is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with _explained(description.model):
         program = torch.onnx.export(
             traced,
