@@ -81,7 +81,9 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _autocast_is_on(tensor: Tensor) -> bool:
     """Whether autocast is on for the tensor's device; some devices have none, and to ask of them raises."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # PyTorch 2.11's Dynamo can't trace the question whether there is autocast.
+    known = device != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def kd_loss(

@@ -31,7 +31,8 @@ def refusal(tensors: Iterable[Tensor], device: str, dtypes: Sequence[torch.dtype
         if tensor.layout is not torch.strided:
             return f"a tensor is {tensor.layout}, accepted: torch.strided"
     if torch.compiler.is_compiling():  # no obstacle by itself: see `cid.backends.ops`
-        return "it is being traced by torch.export" if torch.compiler.is_exporting() else None
+        # Not is_exporting(), which PyTorch 2.11's Dynamo takes to be true in every trace.
+        return "it is being traced by torch.export" if torch.compiler._is_exporting_flag else _functorch()
     return transform()
 
 
@@ -41,11 +42,13 @@ def transform() -> str | None:
         return "it is being traced by torch.jit.trace"
     if torch._C._len_torch_dispatch_stack():  # make_fx, FakeTensorMode, a counter of operations
         return "it runs under a TorchDispatchMode"
-    if torch._C._are_functorch_transforms_active():
-        return "it runs under a torch.func transform"
     if forward_ad._current_level >= 0:
         return "it runs under forward-mode differentiation"
-    return None
+    return _functorch()
+
+
+def _functorch() -> str | None:
+    return "it runs under a torch.func transform" if torch._C._are_functorch_transforms_active() else None
 
 
 class Kernels(Protocol):
