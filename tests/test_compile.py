@@ -149,9 +149,9 @@ def test_a_size_marked_as_dynamic_stays_so() -> None:
             compiled(x["f"], x["s"], x["t"], x["q"], x["y"]).loss.backward()
 
 
-def _distiller(**options: Any) -> cid.Distiller:
+def _distiller(student: nn.Module | None = None, **options: Any) -> cid.Distiller:
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Linear(4, STUDENT), nn.ReLU(), nn.Linear(STUDENT, CLASSES))
+    student = student or nn.Sequential(nn.Linear(4, STUDENT), nn.ReLU(), nn.Linear(STUDENT, CLASSES))
     teacher = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, CLASSES))
     return cid.Distiller(student, teacher, num_classes=CLASSES, beta=10.0, gamma=1.0, **options)
 
@@ -176,13 +176,65 @@ def test_a_distiller(warmup: int) -> None:
     _steps_agree(torch.compile(traced, fullgraph=True, backend="aot_eager"), traced, eager)
 
 
+def test_epochs_compile_nothing_anew() -> None:
+    """But for the phases: warming up, gathering, trained."""
+    traced = _distiller(warmup_epochs=3)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
+    for epoch in range(10):
+        with torch._dynamo.config.patch(error_on_recompile=epoch not in (0, 2, 3)):
+            compiled(x, y).loss.backward()
+        traced.epoch_end()
+
+
+class _Uses(nn.Module):
+    """A student whose forward does more with the weights of its layer."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, STUDENT)
+        self.layer = nn.Linear(STUDENT, CLASSES)
+        self.other = nn.Linear(STUDENT, CLASSES)
+        self.other.weight = self.layer.weight
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, self.body(x).relu())
+
+
+USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "called twice": lambda m, f: m.layer(f) + m.layer(2 * f),
+    "weight of another layer": lambda m, f: m.layer(f) + m.other(2 * f),
+    "weight in a product": lambda m, f: m.layer(f) + nn.functional.linear(2 * f, m.layer.weight),
+    "keywords": lambda m, f: m.layer(input=nn.functional.linear(f, weight=torch.eye(STUDENT))),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_distiller_takes_its_layer_for_no_other(use: str) -> None:
+    traced, eager = (_distiller(_Uses(USES[use]), warmup_epochs=0, student_layer="layer") for _ in range(2))
+    eager.load_state_dict(traced.state_dict())
+    _steps_agree(torch.compile(traced, fullgraph=True, backend="aot_eager"), traced, eager)
+
+
+def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
+    student = _Uses(USES["called twice"])
+    student.layer.bias = None
+    traced = _distiller(student, warmup_epochs=0, student_layer="layer")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="without a bias is used twice"):
+        torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
 def test_a_distiller_whose_layer_is_more_than_a_product() -> None:
-    """Its hook breaks the graph, and sees what its own hooks make of the product."""
+    """A hook breaks the graph, and sees what the layer's own hooks make of the product."""
     traced, eager = _distiller(warmup_epochs=0), _distiller(warmup_epochs=0)
     for distiller in (traced, eager):
         distiller.student_model.get_submodule("2").register_forward_hook(lambda layer, args, output: 2 * output)
     _steps_agree(torch.compile(traced, backend="aot_eager"), traced, eager)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="cid captures a Linear with hooks"):
+        torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)
 
 
 def test_labels_are_checked_when_the_kernel_runs() -> None:

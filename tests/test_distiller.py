@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -336,3 +336,28 @@ def test_it_counts_steps() -> None:
         distiller(*data())
     assert not distiller.warming_up
     assert distiller.criterion.bank.context.any()
+
+
+def test_what_is_trained_is_not_shared_with_the_teacher() -> None:
+    """The teacher's parameters stop being trained."""
+    body, options = nn.Linear(4, 6), {"num_classes": 3, "beta": 1.0, "gamma": 1.0}
+    student, teacher = (nn.Sequential(body, nn.ReLU(), nn.Linear(6, 3)) for _ in range(2))
+    with pytest.raises(ValueError, match=r"^teacher: shares parameters"):
+        cid.Distiller(student, teacher, **options)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    body.requires_grad_(False)
+    cid.Distiller(student, teacher, **options)
+
+
+def test_a_layer_called_by_keyword() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(Tensor, self.layer(input=x))
+
+    distiller = cid.Distiller(Model(), nn.Linear(4, 3), num_classes=3, beta=1.0, gamma=1.0)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(distiller(x), distiller.student_model(x))

@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast, overload
 
 import torch
@@ -24,21 +24,34 @@ _registration = threading.Lock()
 def _captured(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The (input, output) pairs of `layer` in the forwards within the block; nothing stays on the layer afterwards."""
     calls: list[tuple[Tensor, Tensor]] = []
-    # A hook would break the graph of torch.compile. What it alone can see must have it nevertheless.
-    hooked = not torch.compiler.is_dynamo_compiling() or type(layer) is not nn.Linear or layer._forward_hooks
-    with _hook(layer, calls) if hooked else _ProductsWith(cast(nn.Linear, layer).weight, calls):
+    if not torch.compiler.is_dynamo_compiling():
+        capture: AbstractContextManager[object] = _hook(layer, calls)
+    elif _is_a_product(layer):
+        capture = _Products(cast(nn.Linear, layer), calls)
+    else:
+        torch._dynamo.graph_break(
+            msg=f"cid captures a {type(layer).__name__} with hooks, parametrizations or a forward of its own by a hook"
+        )
+        capture = _hook(layer, calls)
+    with capture:
         yield calls
+
+
+def _is_a_product(layer: nn.Module) -> bool:
+    """Whether a layer does what `torch.nn.Linear` does, and nothing else."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is nn.Linear and not hooked and "forward" not in layer.__dict__
 
 
 @contextmanager
 def _hook(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Replicas of one layer share their hooks: keep what this very one computes.
         if module is layer:
-            calls.append((args[0], output))
+            calls.append((next(iter((*args, *kwargs.values()))), output))
 
     with _registration:
-        handle = layer.register_forward_hook(hook)
+        handle = layer.register_forward_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
@@ -46,18 +59,21 @@ def _hook(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Iterator[None
             handle.remove()
 
 
-class _ProductsWith(TorchFunctionMode):
-    """Keeps input and output of each linear product with a weight: what a hook sees of its layer, but in a trace."""
+class _Products(TorchFunctionMode):
+    """Keeps input and output of a linear layer's products: what a hook sees, but without breaking a graph."""
 
-    def __init__(self, weight: Tensor, calls: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, layer: nn.Linear, calls: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.weight, self.calls = weight, calls
+        self.weight, self.bias, self.calls = layer.weight, layer.bias, calls
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func is F.linear and args[1] is self.weight:
+        # As the layer itself calls it: who uses its weight otherwise is not the layer.
+        if func is F.linear and len(args) == 3 and args[1] is self.weight and args[2] is self.bias:
+            if self.bias is None and self.calls:  # the second could be anybody's
+                raise RuntimeError("the weight of a layer without a bias is used twice: a hook must tell by whom")
             self.calls.append((args[0], output))
         return output
 
@@ -68,7 +84,10 @@ def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -
     with _captured(model.get_submodule(layer_name)) as calls:
         model(**x) if isinstance(x, Mapping) else model(x)
     if not calls:
-        raise RuntimeError(f"{role}: its layer {layer_name!r} was not called in the forward; name another layer")
+        raise RuntimeError(
+            f"{role}: its layer {layer_name!r} was not called in the forward; name another layer, or, if the model had "
+            "been compiled and called before, call torch.compiler.reset()"
+        )
     features, logits = calls[-1]
     if features.ndim != 2:
         raise ValueError(
@@ -236,7 +255,8 @@ class Distiller(nn.Module):
 
     Raises:
         TypeError: An argument has a wrong type.
-        ValueError: An argument is out of range, or a model has no fitting layer; the message lists what was found.
+        ValueError: An argument is out of range, a model has no fitting layer (the message lists what was found), or the
+            teacher, whose parameters stop being trained, shares some with the student.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -315,6 +335,10 @@ class Distiller(nn.Module):
             raise ValueError(
                 f"student: its layer {self.student_layer!r} has an interventional head already, accepted: a student "
                 "without one, as Distiller.student(head=False) gives it"
+            )
+        if teacher is not None and any(p.requires_grad for p in set(student.parameters()) & set(teacher.parameters())):
+            raise ValueError(
+                "teacher: shares parameters that are trained with the student, accepted: parameters of its own"
             )
         parameter = next(student.parameters(), None)
         if parameter is not None:

@@ -238,14 +238,13 @@ class CIDLoss(nn.Module):
             backend=backend,
         )
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
-        # The schedule must not read a buffer, which on a GPU waits for the device: a copy on the host decides.
-        self._epoch = 0
+        self._set_epoch(0)
         self.register_load_state_dict_post_hook(_read_epoch)  # type: ignore[no-untyped-call]
 
     @property
     def warming_up(self) -> bool:
         """Whether the current epoch is one of the warm-up, without ce."""
-        return self._epoch < self.warmup_epochs
+        return self._warming_up
 
     def forward(
         self,
@@ -272,7 +271,7 @@ class CIDLoss(nn.Module):
         counting = self.training and bank.steps_per_turn is not None
         if counting and bank.turn_if_due():
             self._count_epoch()
-        gathering = self.training and self._epoch >= self.warmup_epochs - 1
+        gathering = self.training and self._gathering
         output = F.cid_loss(
             student_features,
             student_logits,
@@ -309,8 +308,15 @@ class CIDLoss(nn.Module):
             self._count_epoch()
 
     def _count_epoch(self) -> None:
-        self._epoch += 1
+        self._set_epoch(self._epoch + 1)
         self.epoch.fill_(self._epoch)
+
+    def _set_epoch(self, epoch: int) -> None:
+        # The schedule must not read a buffer, which on a GPU waits for the device: a copy on the host decides. And a
+        # forward looks at no number that changes: torch.compile would make a graph for each.
+        self._epoch = epoch
+        self._warming_up = epoch < self.warmup_epochs
+        self._gathering = epoch >= self.warmup_epochs - 1
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters for an optimizer: the head with `weight_decay`, the adapter without.
@@ -338,4 +344,4 @@ class CIDLoss(nn.Module):
 def _read_epoch(module: nn.Module, _incompatible_keys: object) -> None:
     """Bring the host's count of epochs up to what was loaded."""
     assert isinstance(module, CIDLoss)
-    module._epoch = int(module.epoch)
+    module._set_epoch(int(module.epoch))

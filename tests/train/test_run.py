@@ -181,7 +181,7 @@ def test_nan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(["distill", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cid: error: teacher: ")
-    assert "the last checkpoint is kept" in line
+    assert "there is no checkpoint yet" in line
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ class Trainer:
                 losses = self._train_epoch()
                 self._finish_epoch(losses)
         except NonFiniteError as error:
-            raise NonFiniteError(f"{self._job.name}: {error}; the last checkpoint is kept") from error
+            kept = "the last checkpoint is kept" if self._checkpoint.path.exists() else "there is no checkpoint yet"
+            raise NonFiniteError(f"{self._job.name}: {error}; {kept}. It may take a smaller --lr or --beta") from error
         best = position.best
         if best is None:
             raise RuntimeError(f"{self._job.name}: no epoch could be scored")
