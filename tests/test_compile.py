@@ -219,7 +219,7 @@ def test_a_distiller_takes_its_layer_for_no_other(use: str) -> None:
 
 def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
     student = _Uses(USES["called twice"])
-    student.layer.bias = None
+    student.layer = nn.Linear(STUDENT, CLASSES, bias=False)
     traced = _distiller(student, warmup_epochs=0, student_layer="layer")
     with pytest.raises(torch._dynamo.exc.Unsupported, match="without a bias is used twice"):
         torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)

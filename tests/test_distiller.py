@@ -340,7 +340,8 @@ def test_it_counts_steps() -> None:
 
 def test_what_is_trained_is_not_shared_with_the_teacher() -> None:
     """The teacher's parameters stop being trained."""
-    body, options = nn.Linear(4, 6), {"num_classes": 3, "beta": 1.0, "gamma": 1.0}
+    body = nn.Linear(4, 6)
+    options: dict[str, Any] = {"num_classes": 3, "beta": 1.0, "gamma": 1.0}
     student, teacher = (nn.Sequential(body, nn.ReLU(), nn.Linear(6, 3)) for _ in range(2))
     with pytest.raises(ValueError, match=r"^teacher: shares parameters"):
         cid.Distiller(student, teacher, **options)
