@@ -225,6 +225,17 @@ def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
         torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)
 
 
+def test_a_compiled_model_that_is_called_by_itself() -> None:
+    """Dynamo does not see that there is a hook now: what a trace without it leaves out must not go unnoticed."""
+    student = torch.compile(nn.Sequential(nn.Linear(4, STUDENT), nn.Linear(STUDENT, CLASSES)), backend="aot_eager")
+    x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
+    distiller = _distiller(student, warmup_epochs=0)
+    distiller(x, y)
+    student(x)
+    with pytest.raises(RuntimeError, match="compile the distiller instead"):
+        distiller(x, y)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
 def test_a_distiller_whose_layer_is_more_than_a_product() -> None:
     """A hook breaks the graph, and sees what the layer's own hooks make of the product."""

@@ -85,8 +85,8 @@ def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -
         model(**x) if isinstance(x, Mapping) else model(x)
     if not calls:
         raise RuntimeError(
-            f"{role}: its layer {layer_name!r} was not called in the forward; name another layer, or, if the model had "
-            "been compiled and called before, call torch.compiler.reset()"
+            f"{role}: its layer {layer_name!r} was not called in the forward; name another layer, or, if the model was "
+            "compiled and is called by itself, too, compile the distiller instead"
         )
     features, logits = calls[-1]
     if features.ndim != 2:
