@@ -227,7 +227,8 @@ def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
 
 def test_a_compiled_model_that_is_called_by_itself() -> None:
     """Dynamo does not see that there is a hook now: what a trace without it leaves out must not go unnoticed."""
-    student = torch.compile(nn.Sequential(nn.Linear(4, STUDENT), nn.Linear(STUDENT, CLASSES)), backend="aot_eager")
+    student = nn.Sequential(nn.Linear(4, STUDENT), nn.Linear(STUDENT, CLASSES))
+    student.compile(backend="aot_eager")
     x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
     distiller = _distiller(student, warmup_epochs=0)
     distiller(x, y)
