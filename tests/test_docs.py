@@ -98,3 +98,7 @@ def test_formulas_and_links_of_docstrings_are_translated(site: Path) -> None:
         html = page.read_text(encoding="utf-8")
         left = [mark for mark in (":math:", ".. math::", "arithmatex", "<autoref", "Example:") if mark in html]
         assert not left, page
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {cid.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
