@@ -310,6 +310,8 @@ pub(crate) fn prefetch<E>(slice: &[E], ahead: usize) {
         // SAFETY: a hint, which neither reads nor writes, and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(slice.as_ptr().wrapping_add(line + ahead).cast()) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (slice, ahead); // elsewhere Rust has no stable way to say so
 }
 
 /// A sum of vectors: runs in the type of the elements, the runs in `f64`.
