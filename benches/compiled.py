@@ -16,6 +16,7 @@ from torch import Tensor
 
 import cid
 import cid.functional as F
+from cid.bench.floor import empty_function
 from cid.bench.hardware import hardware
 from cid.bench.timing import interleaved
 
@@ -26,21 +27,6 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "compiled": {},
     "compiled, globals unguarded": {"guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe},
 }
-
-
-class _Empty(torch.autograd.Function):
-    @staticmethod
-    def forward(_: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        return student.new_zeros(())
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> tuple[None, None]:
-        return None, None
-
-
-def _empty(student: Tensor, teacher: Tensor) -> Tensor:
-    loss: Tensor = _Empty.apply(student, teacher)
-    return loss
 
 
 def _kd(student: Tensor, teacher: Tensor) -> Tensor:
@@ -66,7 +52,7 @@ def contender(step: Callable[..., Tensor], inputs: list[list[Tensor]], options: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What torch.compile adds to a step that is fused already.")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for each line (default: 5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="in all (default: 5)")
     seconds: float = parser.parse_args().seconds
     print(", ".join(f"{key} {value}" for key, value in hardware().items()))
     print("Microseconds: median (shortest)")
@@ -74,9 +60,14 @@ def main() -> None:
     def features(trained: bool) -> list[Tensor]:
         return [torch.randn(ROWS, size, requires_grad=trained) for size in (FEATURES, CLASSES)]
 
+    one = [[torch.randn(1, requires_grad=True)] for _ in range(INPUTS)]
     logits = [[features(True)[1], features(False)[1]] for _ in range(INPUTS)]
     batches = [[*features(True), *features(False), torch.randint(CLASSES, (ROWS,))] for _ in range(INPUTS)]
-    steps = {"empty Function": (_empty, logits), "kd": (_kd, logits), "CIDLoss": (_criterion(), batches)}
+    steps: dict[str, tuple[Callable[..., Tensor], list[list[Tensor]]]] = {
+        "empty Function": (empty_function, one),
+        "kd": (_kd, logits),
+        "CIDLoss": (_criterion(), batches),
+    }
     torch._dynamo.config.recompile_limit = 100
     calls = {
         f"{name}, {way}": contender(step, inputs, options)

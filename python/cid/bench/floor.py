@@ -12,7 +12,7 @@ A copy into a fresh output is measured too, since PyTorch's own losses allocate 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,6 +83,11 @@ class _Empty(torch.autograd.Function):
         return g.new_empty(1).expand(1)
 
 
+def empty_function(x: Tensor) -> Tensor:
+    """An autograd Function of one element that computes nothing, forward and backward."""
+    return cast(Tensor, _Empty.apply(x))
+
+
 def contenders(
     moved_bytes: int, multiplied: list[Product], dtype: torch.dtype, *, backward: bool
 ) -> dict[str, Callable[[int], object]]:
@@ -96,8 +101,8 @@ def contenders(
         "fresh copy": lambda i: sources[i % INPUT_SETS].clone(),
     }
     if backward:
-        empty = torch.randn(1, requires_grad=True)
-        parts["empty function"] = lambda i: torch.autograd.grad(_Empty.apply(empty), empty)
+        element = torch.randn(1, requires_grad=True)
+        parts["empty function"] = lambda i: torch.autograd.grad(empty_function(element), element)
     if multiplied:
         operands = [
             (torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n, dtype=dtype))
