@@ -9,7 +9,7 @@ from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
 from cid.backends.triton import class_ as module
-from cid.backends.triton import rows
+from cid.backends.triton import tiles
 from cid.backends.triton.class_ import class_
 from cid.backends.triton.grouping import group
 
@@ -19,7 +19,7 @@ IGNORE = -100
 @pytest.fixture(autouse=True)
 def _one_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs one program after the other, and slowly."""
-    monkeypatch.setattr(module, "_PROGRAMS", 1)
+    monkeypatch.setattr(tiles, "CLASS", tiles.Class(programs=1))
 
 
 def run(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +65,7 @@ def test_a_large_batch() -> None:
 
 
 def test_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_WHOLE", 1024)
-    monkeypatch.setattr(rows, "_PIECE", 1024)
+    monkeypatch.setitem(tiles.ROWS, "class", tiles.Rows(whole=1024, piece=1024))
     check(*draw(3, 2, 2100, 1))
 
 
@@ -90,7 +89,7 @@ def test_splits_and_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SCRATCH", 1)
     for x, y in zip(run(*inputs), whole, strict=True):
         assert torch.equal(x, y)
-    monkeypatch.setattr(module, "_PROGRAMS", 6)
+    monkeypatch.setattr(tiles, "CLASS", tiles.Class(programs=6))
     check(*inputs)
 
 

@@ -5,33 +5,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="needs triton")
+triton = pytest.importorskip("triton", reason="needs triton")
 
 # In a process by itself, as here the kernels may belong to the interpreter.
-COMPILE = """
-import json
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+ALL = """
+import torch
+from benches.resources import compile_only
 from cid.backends.triton import kernels
 
-class Driver:  # what the compiler asks of a GPU
-    def get_current_device(self): return 0
-    def get_current_stream(self, device): return 0
-    def get_current_target(self): return GPUTarget("cuda", 90, 32)
-
-def compile_only(kernel, *arguments, grid, warmup, **options):
-    compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
-    name = kernel.fn.__name__
-    loads[name] = max(loads.get(name, 0), compiled.asm["ptx"].count("ld.global.v4.b32"))
-
-triton.runtime.driver.set_active(Driver())
-run, JITFunction.run = JITFunction.run, compile_only
-loads = {}
-
+compile_only()
 dtype = torch.bfloat16
 rows, classes, students, teachers = 64, 1000, 512, 2048
 f, s, t, z = (torch.zeros(rows, n, dtype=dtype) for n in (students, classes, teachers, classes))
@@ -39,25 +25,67 @@ y, x, terms = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, 2 * studen
 numerator, denominator = torch.zeros(classes, students), torch.zeros(classes)
 kernels.cid_before(f, s, t, z, y, 4.0, -100, terms, s.clone(), f.clone(), x, s.clone(), numerator, denominator)
 kernels.cid_after(t, t.clone(), z, y, -100, 1.0, 1.0, 1.0, terms, torch.zeros(()), t.clone(), z.clone())
-kernels.softmax(s, 4.0, s.clone())
-kernels.softmax_backward(s, s.clone(), 4.0, s.clone())
-kernels.context_weights(s, y, 4.0, -100, torch.zeros(rows))
 kernels.column_sums(torch.zeros(600, classes, dtype=dtype), 1.0, torch.zeros(classes, dtype=dtype))
-kernels.sample(f, f.clone(), True, torch.zeros(()), None)
 kernels.scale(f, torch.ones(()))
-for divergence in ("reverse", "js"):
-    kernels.kd(s, z, y, 4.0, divergence, 0.5, -100, True, torch.zeros(()), s.clone())
-print(json.dumps(loads))
+"""
+ROWS = """
+import json, sys
+from dataclasses import asdict, replace
+from benches.resources import CASES, DTYPES, compile_only, compiled
+from cid.backends.triton import tiles
+
+made, (columns, cluster) = compile_only(), map(int, sys.argv[1:])
+for name, choice in tiles.ROWS.items():
+    tiles.ROWS[name] = replace(choice, cluster=cluster)
+print(json.dumps([asdict(compiled(case, (64, columns), dtype, made)) for dtype in DTYPES for case in CASES]))
 """
 
 
-def test_compiled_for_hopper(tmp_path: Path) -> None:
-    """Rows that fit are read once, 16 bytes at a time: to the compiler each loop over a row reads it anew."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-c", COMPILE]
+def run(program: str, cache: Path, *arguments: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    loads = json.loads(done.stdout)
-    matrix = 2048 // 128 // 8  # loads by each of 128 threads, for a tile of 2048 elements
-    assert loads["_kd"] == loads["_softmax_backward"] == loads["_sample_and_count"] == 2 * matrix
-    assert loads["_cross_entropy"] == loads["_softmax"] == loads["_context_weights"] == matrix
+    return done.stdout
+
+
+def compiled(cache: Path, columns: int, cluster: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """What became of each kernel that goes row by row, in both types."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads(run(ROWS, cache, str(columns), str(cluster))):
+        assert row["widest"] == row["narrowest"] == 128, row  # bits: as wide as there are accesses
+        found.setdefault(row["kernel"], []).append(row)
+    return found
+
+
+def test_all_kernels_compile_for_hopper(tmp_path: Path) -> None:
+    run(ALL, tmp_path)
+
+
+def test_rows_of_1000_are_read_once_and_kept_in_registers(tmp_path: Path) -> None:
+    """To the compiler each loop over a row reads it anew; where the row fits, it must find that it need not."""
+    for rows in compiled(tmp_path, 1000).values():
+        for row in rows:
+            assert row["moved"] == row["least"], row
+            assert row["spilled"] == 0, row
+
+
+# Maxima and sums first, then what needs them; the mean of the logarithms in between, where the derivative has one.
+TWICE = {"kd-forward": 5, "cross-entropy": 3, "softmax": 3, "softmax-backward": 5, "sample": 5, "context-weights": 1}
+THRICE = {"kd-reverse": 7, "kd-js": 7}
+
+
+def test_rows_of_128256_are_read_once_a_loop(tmp_path: Path) -> None:
+    for name, rows in compiled(tmp_path, 128256).items():
+        for row in rows:
+            assert row["moved"] == (TWICE | THRICE)[name], row
+            assert row["spilled"] == 0, row
+
+
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9), reason="needs a compiler that reduces across programs"
+)
+def test_a_cluster_of_programs_reads_rows_of_128256_once(tmp_path: Path) -> None:
+    for name, rows in compiled(tmp_path, 128256, cluster=8).items():
+        if name != "kd-js":  # of which less fits in a program
+            assert all(row["moved"] == row["least"] for row in rows), rows

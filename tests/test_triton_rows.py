@@ -1,6 +1,7 @@
 """The Triton kernels that go row by row, against the reference in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
 from cid.backends.options import KDOptions
-from cid.backends.triton import kernels, rows
+from cid.backends.triton import kernels, tiles
 
 DIVERGENCES = [("forward", 0.5), ("reverse", 0.5), ("js", 0.5), ("js", 0.1)]
 divergences = pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
@@ -40,8 +41,8 @@ NAN, INF = float("nan"), float("inf")
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether rows go in pieces; as if 37 columns were many, for the interpreter's sake."""
     if request.param:
-        monkeypatch.setattr(rows, "_WHOLE", 16)
-        monkeypatch.setattr(rows, "_PIECE", 32)
+        for name, choice in tiles.ROWS.items():
+            monkeypatch.setitem(tiles.ROWS, name, replace(choice, whole=16, piece=32))
     return bool(request.param)
 
 

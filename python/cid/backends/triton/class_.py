@@ -9,7 +9,7 @@ were, and go through the matrix units as they are. What is left of the norm, 1 t
 
 With a gradient the tiles of D are written out, B x B elements at the most, and a second kernel multiplies them by F,
 some of its columns a program. An element of D costs `2 (Ds + Dt)` flops, which computing it anew for each 64 columns
-would multiply by Ds / 64; reading it again is 4 bytes for 128 flops. No tile size here has been measured on a GPU yet.
+would multiply by Ds / 64; reading it again is 4 bytes for 128 flops.
 """
 
 import torch
@@ -18,11 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from cid.backends.reference import NORM_FLOOR
+from cid.backends.triton import tiles
 from cid.backends.triton.grouping import Groups, count_classes, group
-from cid.backends.triton.rows import block_of, launch, tile_of
+from cid.backends.triton.rows import cut, launch
 
-_COLUMNS = 64  # columns of a gradient that a program computes; rows are padded with zeros to a multiple
-_PROGRAMS = 256  # the tiles of a row of D are split among programs until there are so many: two for each multiprocessor
 _SCRATCH = 2**26  # elements of D that are kept at once: larger batches go in slabs of rows
 
 
@@ -51,16 +50,17 @@ def class_(
         loss.zero_()
         return
     groups = groups or group(target, ignore_index)
-    side = 32 if samples <= 1024 else 64  # a small batch needs the programs, a large one the reuse
-    tiles = triton.cdiv(samples, side)
-    padded = (tiles + 1) * side  # a tile of columns begins anywhere
-    splits = min(tiles, triton.cdiv(_PROGRAMS, tiles))
+    choice = tiles.CLASS
+    side = choice.small if samples <= 1024 else choice.large
+    bands = triton.cdiv(samples, side)
+    padded = (bands + 1) * side  # a tile of columns begins anywhere
+    splits = min(bands, triton.cdiv(choice.programs, bands))
 
-    student, teacher = (_padded_rows(x, padded) for x in (student_features, teacher_features))
+    student, teacher = (_padded_rows(x, padded, choice.columns) for x in (student_features, teacher_features))
     ratios = loss.new_empty(2, padded)
     norms = loss.new_empty(2, padded)
-    blocks = [block_of(x.shape[1]) for x in (student, teacher)]
-    rows_a_program, warps = tile_of(max(blocks))
+    cuts = [cut(tiles.ROWS["class"], x.shape[1], x.device) for x in (student, teacher)]
+    _, rows_a_program, options = max(cuts, key=lambda found: found[0])
     launch(
         _rows_kernel,
         (padded // rows_a_program, 2),
@@ -81,19 +81,19 @@ def class_(
         TEACHERS=teacher_features.shape[1],
         STUDENT_STRIDE=student.shape[1],
         TEACHER_STRIDE=teacher.shape[1],
-        STUDENT_BLOCK=blocks[0],
-        TEACHER_BLOCK=blocks[1],
-        num_warps=warps,
+        STUDENT_BLOCK=cuts[0][0],
+        TEACHER_BLOCK=cuts[1][0],
+        **options,
     )
 
     losses = loss.new_empty(splits, samples)
-    slab, along, differences = tiles, None, None
+    slab, along, differences = bands, None, None
     if grad is not None:
-        slab = min(tiles, max(_SCRATCH // (padded * side), 1))
+        slab = min(bands, max(_SCRATCH // (padded * side), 1))
         along, differences = torch.empty_like(losses), loss.new_empty(slab * side, padded)
     precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-    for first in range(0, tiles, slab):
-        count = min(slab, tiles - first)
+    for first in range(0, bands, slab):
+        count = min(slab, bands - first)
         launch(
             _differences_kernel,
             (count, splits),
@@ -121,7 +121,7 @@ def class_(
             continue
         launch(
             _gradient_kernel,
-            (count, student.shape[1] // _COLUMNS),
+            (count, student.shape[1] // choice.columns),
             student,
             ratios,
             norms,
@@ -141,19 +141,19 @@ def class_(
             splits,
             FLOOR=NORM_FLOOR,
             SIDE=side,
-            COLUMNS=_COLUMNS,
+            COLUMNS=choice.columns,
             PRECISION=precision,
             num_warps=side // 8,
         )
     torch.sum(losses.view(-1), 0, out=loss)
 
 
-def _padded_rows(features: Tensor, rows: int) -> Tensor:
-    """Room for rows of features, in the type that they are multiplied in."""
+def _padded_rows(features: Tensor, rows: int, columns: int) -> Tensor:
+    """Room for rows of features, padded to a multiple of `columns`, in the type that they are multiplied in."""
     # Triton's interpreter would multiply the bits of bfloat16 as integers.
     wide = triton.knobs.runtime.interpret and features.dtype == torch.bfloat16
-    columns = max(triton.cdiv(features.shape[1], _COLUMNS), 1) * _COLUMNS
-    return features.new_empty(rows, columns, dtype=torch.float32 if wide else features.dtype)
+    width = max(triton.cdiv(features.shape[1], columns), 1) * columns
+    return features.new_empty(rows, width, dtype=torch.float32 if wide else features.dtype)
 
 
 @triton.jit

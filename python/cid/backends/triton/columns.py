@@ -5,13 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cid.backends.triton import tiles
 from cid.backends.triton.rows import launch
-
-# Not yet measured on a GPU.
-_RUN = 256
-"""The rows that a program adds up."""
-_ROWS, _COLUMNS = 16, 128
-"""Its tile."""
 
 
 @triton.jit(do_not_specialize=["rows", "run"])
@@ -36,14 +31,17 @@ def column_sums(matrix: Tensor, factor: float, out: Tensor) -> None:
     rows, columns = matrix.shape
     if columns == 0:
         return
-    block = min(triton.next_power_of_2(columns), _COLUMNS)
+    choice, run = tiles.COLUMN_SUMS, tiles.COLUMN_RUN
+    block = min(triton.next_power_of_2(columns), choice.columns)
 
     def add_up(matrix: Tensor, factor: float, out: Tensor, run: int) -> None:
         grid = triton.cdiv(columns, block), triton.cdiv(max(len(matrix), 1), run)
-        launch(_column_sums, grid, matrix, factor, out, len(matrix), run, COLUMNS=columns, ROWS=_ROWS, BLOCK=block)
+        launch(
+            _column_sums, grid, matrix, factor, out, len(matrix), run, COLUMNS=columns, ROWS=choice.rows, BLOCK=block
+        )
 
-    if rows > 2 * _RUN:  # in parts, so that there are programs for the whole device
-        parts = torch.empty(triton.cdiv(rows, _RUN), columns, dtype=torch.float32, device=matrix.device)
-        add_up(matrix, 1.0, parts, _RUN)
+    if rows > 2 * run:  # in parts, so that there are programs for the whole device
+        parts = torch.empty(triton.cdiv(rows, run), columns, dtype=torch.float32, device=matrix.device)
+        add_up(matrix, 1.0, parts, run)
         matrix, rows = parts, len(parts)
     add_up(matrix, factor, out, max(rows, 1))

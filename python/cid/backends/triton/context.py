@@ -4,11 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cid.backends.triton import tiles
 from cid.backends.triton.grouping import Groups, group
 from cid.backends.triton.rows import launch
-
-_ROWS = 32  # samples of a class that a program adds up at once
-_COLUMNS = 128  # columns of a program
 
 
 def accumulate_context(
@@ -37,7 +35,7 @@ def accumulate_context(
     label, order, start, end, _ = groups or group(target, ignore_index)
     # A program for each place and not for each class: the classes may be many more than the samples, and a program
     # that is not at the start of a class ends at once. Nothing is read of a class that does not occur.
-    grid = samples, max(triton.cdiv(columns, _COLUMNS), 1)
+    grid = samples, max(triton.cdiv(columns, tiles.CONTEXT.columns), 1)
     launch(
         _accumulate_kernel,
         grid,
@@ -51,8 +49,8 @@ def accumulate_context(
         denominator,
         columns,
         len(denominator),
-        ROWS=_ROWS,
-        COLUMNS=_COLUMNS,
+        ROWS=tiles.CONTEXT.rows,
+        COLUMNS=tiles.CONTEXT.columns,
     )
 
 

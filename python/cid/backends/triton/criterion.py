@@ -136,6 +136,7 @@ def cid_after(
         count = torch.empty(1, dtype=torch.int32, device=adapted.device)
     launch_rows(
         _sample_and_count,
+        "sample",
         *adapted.shape,
         adapted,
         teacher_features,

@@ -52,7 +52,7 @@ def cross_entropy_rows(
     logits: Tensor, target: Tensor, ignore_index: int, count: Tensor, each: Tensor, grad: Tensor | None
 ) -> None:
     """What each row adds to the mean over the `count` labelled ones, and its derivative."""
-    launch_rows(_cross_entropy, *logits.shape, logits, target, count, each, grad, ignore_index)
+    launch_rows(_cross_entropy, "cross-entropy", *logits.shape, logits, target, count, each, grad, ignore_index)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:

@@ -163,6 +163,7 @@ def kd_rows(
     """
     launch_rows(
         _kd,
+        f"kd-{divergence}",
         *student_logits.shape,
         student_logits,
         teacher_logits,

@@ -4,6 +4,7 @@ A program has a tile of rows. Where a whole row fits in it, each of a kernel's l
 turn: the compiler unrolls them and reads the row once, into registers. Longer rows are read once a loop.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -11,14 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Not yet measured on a GPU.
-_WHOLE = 16384
-"""The longest row that a program holds in registers."""
-_PIECE = 4096
-"""The piece in which it goes through a longer one."""
-_TILE = 2048
-"""The elements of a program that has several short rows."""
-_ELEMENTS_PER_WARP = 512
+from cid.backends.triton import tiles
 
 # Products and sums stay as they are written, rounded one by one: equals cancel, whatever the version of Triton.
 _OPTIONS = {"enable_fp_fusion": False}
@@ -30,30 +24,40 @@ def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, *
         kernel[grid](first, *arguments, **constants, **_OPTIONS)
 
 
-def launch_rows(kernel: Any, rows: int, columns: int, *arguments: Any, **constants: Any) -> None:
+def launch_rows(kernel: Any, tiles_of: str, rows: int, columns: int, *arguments: Any, **constants: Any) -> None:
     """Runs a kernel over the rows of matrices with `columns` columns.
 
-    It gets `arguments`, `rows`, and the constants `COLUMNS`, `ROWS` and `BLOCK`. The number of columns is compiled in:
-    it tells how wide an aligned access can be. That of the rows is not, so that no batch but the first waits for the
-    compiler, a second or two for each kernel.
+    It gets `arguments`, `rows`, and the constants `COLUMNS`, `ROWS` and `BLOCK`, the latter by its entry `tiles_of` in
+    `tiles.ROWS`. The number of columns is compiled in: it tells how wide an aligned access can be. That of the rows is
+    not, so that no batch but the first waits for the compiler, a second or two for each kernel.
     """
     if rows == 0:
         return
-    block = block_of(columns)
-    rows_a_program, warps = tile_of(block)
-    constants |= {"COLUMNS": columns, "ROWS": rows_a_program, "BLOCK": block, "num_warps": warps}
+    block, rows_a_program, options = cut(tiles.ROWS[tiles_of], columns, arguments[0].device)
+    constants |= {"COLUMNS": columns, "ROWS": rows_a_program, "BLOCK": block, **options}
     launch(kernel, (triton.cdiv(rows, rows_a_program),), *arguments, rows, **constants)
 
 
-def block_of(columns: int) -> int:
-    """How many columns of its rows a program takes at once."""
-    return triton.next_power_of_2(max(columns, 1)) if columns <= _WHOLE else _PIECE
+def cut(choice: tiles.Rows, columns: int, device: torch.device) -> tuple[int, int, dict[str, int]]:
+    """Columns and rows that a program takes at once, and the warps and cluster that it is run with."""
+    cluster = choice.cluster
+    if not choice.whole < columns <= choice.whole * cluster or not _reduces_across_programs(device):
+        cluster = 1
+    whole = columns <= choice.whole * cluster
+    block = triton.next_power_of_2(max(columns, 1)) if whole else choice.piece
+    rows = max(1, choice.tile // block)
+    warps = min(max(rows * block // cluster // choice.per_warp, 1), 32)
+    return block, rows, {"num_warps": warps, "num_ctas": cluster}
 
 
-def tile_of(block: int) -> tuple[int, int]:
-    """How many rows a program takes with so many columns at once, and its warps."""
-    rows = max(1, _TILE // block)
-    return rows, min(max(rows * block // _ELEMENTS_PER_WARP, 1), 32)
+@functools.cache
+def _reduces_across_programs(device: torch.device) -> bool:
+    """Whether the programs of a cluster can add up a row together: not before Triton 3.9, nor before Hopper."""
+    if triton.knobs.runtime.interpret or tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+        return False
+    with torch.cuda.device_of(torch.empty(0, device=device)):
+        target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
 
 
 @triton.jit

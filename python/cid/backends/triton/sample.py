@@ -75,5 +75,5 @@ def sample(student_features: Tensor, teacher_features: Tensor, mean: bool, loss:
     rows, columns = student_features.shape
     each = each_row(loss, student_features)
     scale = 1.0 / max(rows, 1) if mean else 1.0
-    launch_rows(_sample, rows, columns, student_features, teacher_features, each, grad, scale)
+    launch_rows(_sample, "sample", rows, columns, student_features, teacher_features, each, grad, scale)
     add_up(each, loss)

@@ -4,15 +4,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cid.backends.triton import tiles
 from cid.backends.triton.rows import launch
-
-_BLOCK = 4096  # not yet measured on a GPU
 
 
 def scale(grad: Tensor, factor: Tensor) -> None:
     """`grad *= factor` for a factor of shape (), on the device; with a factor of 1 nothing is read but that."""
     if grad.numel():
-        launch(_scale, (triton.cdiv(grad.numel(), _BLOCK),), grad, factor, grad.numel(), BLOCK=_BLOCK, num_warps=8)
+        grid = (triton.cdiv(grad.numel(), tiles.SCALE),)
+        launch(_scale, grid, grad, factor, grad.numel(), BLOCK=tiles.SCALE, num_warps=8)
 
 
 @triton.jit(do_not_specialize=["size"])

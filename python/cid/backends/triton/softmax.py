@@ -100,14 +100,15 @@ def _context_weights(
 
 def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
     """`softmax(s_i / T)` of each row."""
-    launch_rows(_softmax, *logits.shape, logits, out, 1.0 / temperature)
+    launch_rows(_softmax, "softmax", *logits.shape, logits, out, 1.0 / temperature)
 
 
 def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: float, grad: Tensor) -> None:
     """`P (g - sum_k P_k g_k) / T` of each row: the derivative through `softmax`."""
-    launch_rows(_softmax_backward, *grad.shape, grad_output, probabilities, grad, 1.0 / temperature)
+    launch_rows(_softmax_backward, "softmax-backward", *grad.shape, grad_output, probabilities, grad, 1.0 / temperature)
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
     """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
-    launch_rows(_context_weights, *teacher_logits.shape, teacher_logits, target, out, 1.0 / temperature, ignore_index)
+    numbers = 1.0 / temperature, ignore_index
+    launch_rows(_context_weights, "context-weights", *teacher_logits.shape, teacher_logits, target, out, *numbers)
