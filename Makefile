@@ -11,7 +11,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 TOOL := uv run --quiet --no-project --with-requirements requirements-tools.txt --
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test check format fix lint types pytest cargo-test bench docs wheel sdist wheel-test audit lock clean
+.PHONY: help demo test check format fix lint types pytest cargo-test bench gpu-wheels docs wheel sdist wheel-test audit lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -48,6 +48,12 @@ cargo-test: .venv/.requirements
 
 bench: .venv/.native ## Measure each loss against eager and compiled PyTorch
 	cid bench
+
+gpu-wheels: .venv/.requirements ## Put into dist/gpu what benches/gpu_day.sh installs on a machine with a GPU
+	rm -rf dist/gpu
+	maturin build --quiet --release --locked --out dist/gpu
+	python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest dist/gpu \
+		$$(grep '^liger-kernel==' requirements-dev.txt)
 
 docs: .venv/.requirements ## Build the documentation, strictly, into target/site
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet

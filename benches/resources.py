@@ -3,8 +3,8 @@
     python -m benches.resources [--capability 90]
 
 One line a kernel: the warps of a program, the registers of a thread and the bytes of its own that it spills to memory,
-the shared memory of a program, the bits of its widest and narrowest access to a matrix, and how many matrices it reads and
-writes, beside the least that it could.
+the shared memory of a program, the bits of its widest and narrowest access to a matrix, and how many matrices it reads
+and writes, beside the least that it could.
 
 A count of accesses in the machine's code is that of one tile, and a loop over the tiles of a row has the code once: so
 what a thread reads, times the threads, over the bytes of a tile, is how many matrices a program reads.

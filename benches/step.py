@@ -5,10 +5,13 @@
 A step is both forwards, the loss, the backward and the optimizer, on random images of 3 x 32 x 32. "Loss alone" goes
 from the models' outputs to the gradients of all that the loss reaches. The numbers are those of a loop, by the clock on
 the wall: some calls, then a wait for the device, divided by how many they were. So they hold what the host waits for.
+On a GPU also how long the host takes to queue a call on an idle device, and how often a call waits for the device; the
+turn of the context bank at an epoch's end too.
 """
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +26,7 @@ from benches.published_loops import PublishedLoops
 from cid.bench import eager
 from cid.bench.hardware import hardware
 from cid.bench.report import write_json
-from cid.bench.timing import Call, interleaved
+from cid.bench.timing import Call, interleaved, queueing
 from cid.train.models import InputSpec, build_model
 
 CRITERIA = {"cid": cid.CIDLoss, "published": PublishedLoops}
@@ -133,14 +136,47 @@ def _dim(model: nn.Module) -> int:
     return [layer.in_features for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
 
+def turns(options: argparse.Namespace, batch: int) -> dict[str, Call]:
+    """The end of an epoch, when the contexts that it gathered replace those before."""
+    criteria = {name: criterion(name, 128, 128, options.classes).to(options.device) for name in CRITERIA}
+
+    def turn(loss: cid.CIDLoss) -> Call:
+        return lambda _: loss.epoch_end()
+
+    return {name: turn(loss) for name, loss in criteria.items()}
+
+
+def waits(call: Call) -> int:
+    """How often PyTorch waits for the CUDA device in a call that has run before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call(0)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
 def measure(options: argparse.Namespace, batch: int) -> dict[str, Any]:
-    """A row: `step` and `loss`, seconds by contender, and the two ratios that the goals are about."""
+    """A row: `step` and `loss`, seconds by contender, and the two ratios that the goals are about.
+
+    On a GPU also `host`, seconds to queue a call, and `waits`, both by kind and contender.
+    """
     row: dict[str, Any] = {key: getattr(options, key) for key in ("device", "student", "teacher", "classes")}
     row |= {"batch": batch, "calls": CALLS[options.device]}
     kinds: Mapping[str, Callable[[argparse.Namespace, int], dict[str, Call]]] = {"step": steps, "loss": losses}
     for kind, contenders in kinds.items():
-        times = interleaved(contenders(options, batch), seconds=options.seconds, clock=LoopClock(options.device))
+        calls = contenders(options, batch)
+        times = interleaved(calls, seconds=options.seconds, clock=LoopClock(options.device))
         row[kind] = {name: asdict(timing) for name, timing in times.items()}
+        if options.device == "cuda":
+            row.setdefault("host", {})[kind] = {name: queueing(call) for name, call in calls.items()}
+            row.setdefault("waits", {})[kind] = {name: waits(call) for name, call in calls.items()}
+    if options.device == "cuda":
+        row["waits"]["turn"] = {name: waits(call) for name, call in turns(options, batch).items()}
     row["cid_step_over_kd"] = row["step"]["cid"]["median"] / row["step"]["kd"]["median"]
     row["published_loss_over_cid"] = row["loss"]["published"]["median"] / row["loss"]["cid"]["median"]
     return row
@@ -169,6 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells = (" ".join(f"{row[kind][name]['median'] * 1e3:10.3f}" for name in names) for kind in ("step", "loss"))
         print(f"{batch:8}   {'   '.join(cells)}   cid step / kd step {row['cid_step_over_kd']:.3f}, ", end="")
         print(f"published loss / cid loss {row['published_loss_over_cid']:.1f}", flush=True)
+        for what, factor, unit in (("host", 1e6, "us to queue"), ("waits", 1, "waits for the device")):
+            for kind, found in row.get(what, {}).items():
+                listed = ", ".join(f"{name} {value * factor:.0f}" for name, value in found.items())
+                print(f"{'':8}   {kind}: {listed} {unit}", flush=True)
         rows.append(row)
         if options.out:
             write_json(options.out, where, rows)

@@ -97,12 +97,12 @@ def test_a_device_clock_gives_the_host_time_to_queue_a_call(monkeypatch: pytest.
         events.now += 0.25
 
     monkeypatch.setattr(timing.DeviceClock, "_read", read)
-    monkeypatch.setattr(timing, "_queueing", lambda call: 0.001)
+    monkeypatch.setattr(timing, "queueing", lambda call: 0.001)
     clock = timing.DeviceClock({"a": events.call("a", 1.0)}, CPU)
     reads.clear()
     assert clock.times([events.call("a", 1.0)], 0) == [0.001]
     assert len(reads) == 8  # 2 ms of a quarter each
-    monkeypatch.setattr(timing, "_queueing", lambda call: 1000.0)
+    monkeypatch.setattr(timing, "queueing", lambda call: 1000.0)
     slow = timing.DeviceClock({"a": events.call("a", 1.0)}, CPU)
     reads.clear()
     slow.times([events.call("a", 1.0)], 0)

@@ -42,7 +42,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     """Whether rows go in pieces; as if 37 columns were many, for the interpreter's sake."""
     if request.param:
         for name, choice in tiles.ROWS.items():
-            monkeypatch.setitem(tiles.ROWS, name, replace(choice, whole=16, piece=32))
+            monkeypatch.setitem(tiles.ROWS, name, replace(choice, whole=16, piece=32, piece_warps=4))
     return bool(request.param)
 
 

@@ -72,7 +72,7 @@ class DeviceClock:
     """
 
     def __init__(self, calls: Mapping[str, Call], device: torch.device) -> None:
-        self.host = {name: _queueing(call) for name, call in calls.items()}
+        self.host = {name: queueing(call) for name, call in calls.items()}
         # Numbers of four bytes. They are only read: what is written would be written back during the call.
         self._buffer = torch.zeros(torch.cuda.get_device_properties(device).L2_cache_size, device=device)
         self._sum = torch.zeros((), device=device)
@@ -98,7 +98,7 @@ class DeviceClock:
         torch.sum(self._buffer, 0, out=self._sum)
 
 
-def _queueing(call: Call) -> float:
+def queueing(call: Call) -> float:
     """Seconds until the host is free again, the median of some calls, after two that compile and allocate."""
     call(0), call(1)
     seconds = []

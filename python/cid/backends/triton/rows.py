@@ -40,24 +40,25 @@ def launch_rows(kernel: Any, tiles_of: str, rows: int, columns: int, *arguments:
 
 def cut(choice: tiles.Rows, columns: int, device: torch.device) -> tuple[int, int, dict[str, int]]:
     """Columns and rows that a program takes at once, and the warps and cluster that it is run with."""
-    cluster = choice.cluster
-    if not choice.whole < columns <= choice.whole * cluster or not _reduces_across_programs(device):
-        cluster = 1
-    whole = columns <= choice.whole * cluster
-    block = triton.next_power_of_2(max(columns, 1)) if whole else choice.piece
-    rows = max(1, choice.tile // block)
+    cluster = 1
+    if columns > choice.whole:
+        if columns > choice.whole * choice.cluster or not reduces_across_programs(device):
+            return choice.piece, max(choice.tile // choice.piece, 1), {"num_warps": choice.piece_warps}
+        cluster = choice.cluster
+    block = triton.next_power_of_2(max(columns, 1))
+    rows = max(choice.tile // block, 1)
     warps = min(max(rows * block // cluster // choice.per_warp, 1), 32)
     return block, rows, {"num_warps": warps, "num_ctas": cluster}
 
 
 @functools.cache
-def _reduces_across_programs(device: torch.device) -> bool:
+def reduces_across_programs(device: torch.device) -> bool:
     """Whether the programs of a cluster can add up a row together: not before Triton 3.9, nor before Hopper."""
     if triton.knobs.runtime.interpret or tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         return False
     with torch.cuda.device_of(torch.empty(0, device=device)):
         target = triton.runtime.driver.active.get_current_target()
-    return target.backend == "cuda" and target.arch >= 90
+    return bool(target.backend == "cuda" and target.arch >= 90)
 
 
 @triton.jit

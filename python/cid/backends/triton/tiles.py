@@ -12,18 +12,20 @@ class Rows:
     """For a kernel that goes row by row.
 
     Attributes:
+        tile: The elements of a program that has several short rows.
+        per_warp: The elements of a tile, or of a longer row, that each warp has.
         whole: The longest row that a program holds in registers.
         piece: The columns at a time in which it goes through a longer one, which it reads once for each of its loops.
-        tile: The elements of a program that has several short rows.
-        per_warp: The elements of a tile that each warp has.
-        cluster: Programs that hold one row together; the compiler needs to be Triton 3.9 or newer, the GPU a Hopper or
-            newer. Whole rows are then as many times as long.
+        piece_warps: The warps that do so.
+        cluster: Programs that hold one row together, where the compiler can (Triton 3.9 on Hopper). Rows that are held
+            are then as many times as long.
     """
 
-    whole: int = 16384
-    piece: int = 4096
     tile: int = 2048
     per_warp: int = 512
+    whole: int = 16384
+    piece: int = 4096
+    piece_warps: int = 8
     cluster: int = 1
 
 
