@@ -4,14 +4,9 @@
 formulas.
 """
 
+from importlib import import_module
 from importlib.metadata import version
-
-from cid import functional
-from cid.context import ContextBank
-from cid.distiller import Distiller, InterventionalStudent, teacher_outputs
-from cid.functional import CIDOutput
-from cid.head import FoldedHead, InterventionalHead
-from cid.losses import CIDLoss, ClassLoss, KDLoss, SampleLoss
+from typing import TYPE_CHECKING, Any
 
 __version__ = version("cid-distill")
 
@@ -30,3 +25,38 @@ __all__ = [
     "functional",
     "teacher_outputs",
 ]
+
+if TYPE_CHECKING:
+    from cid import functional
+    from cid.context import ContextBank
+    from cid.distiller import Distiller, InterventionalStudent, teacher_outputs
+    from cid.functional import CIDOutput
+    from cid.head import FoldedHead, InterventionalHead
+    from cid.losses import CIDLoss, ClassLoss, KDLoss, SampleLoss
+else:  # to a type checker a module with `__getattr__` has every name
+    _MODULES = {
+        "CIDLoss": "losses",
+        "CIDOutput": "functional",
+        "ClassLoss": "losses",
+        "ContextBank": "context",
+        "Distiller": "distiller",
+        "FoldedHead": "head",
+        "InterventionalHead": "head",
+        "InterventionalStudent": "distiller",
+        "KDLoss": "losses",
+        "SampleLoss": "losses",
+        "teacher_outputs": "distiller",
+    }
+
+    def __getattr__(name: str) -> Any:
+        # Late, as these import PyTorch, which takes seconds: `cid --help` needs none of it.
+        if name == "functional":
+            return import_module("cid.functional")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"cid.{_MODULES[name]}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

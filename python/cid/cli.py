@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # Which extra brings what, as imported.
 EXTRAS = {
     **dict.fromkeys(
-        ("jinja2", "lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"), "train"
+        ("PIL", "jinja2", "lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"),
+        "train",
     ),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
 }
