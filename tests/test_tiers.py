@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cid import _native
-
 TIERS = ("avx512", "avx2", "baseline", "fallback")
 # Few, but telling: what the published code computed, extremes, and accuracy of rows with a tail.
 SELECTED = "native and single_batch or extreme and (f32 or bf16) or accurate and shape1"
@@ -23,15 +21,11 @@ used = _native.build_info()["simd"]
 assert used == tier, used
 sys.exit(pytest.main(arguments))
 """
-# Without PyTorch, which takes most of the time to import.
 ALONE = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
-native = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(native)
+from cid import _native
 for _ in range(2):
     try:
-        print(native.build_info()["simd"])
+        print(_native.build_info()["simd"])
     except RuntimeError as error:
         print(error)
 """
@@ -54,7 +48,7 @@ def run(code: str, *arguments: str, tier: str | None = None) -> subprocess.Compl
 
 def answers(tier: str | None) -> list[str]:
     """What the module answers twice when it is asked for its tier."""
-    done = run(ALONE, _native.__file__, tier=tier)
+    done = run(ALONE, tier=tier)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

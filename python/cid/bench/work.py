@@ -13,7 +13,6 @@ import sys
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 
-from cid import _native
 from cid.bench.accuracy import FACTORS, accuracy, fits
 from cid.bench.measure import Row, measure
 from cid.bench.plan import Case
@@ -86,21 +85,11 @@ def check_tier(tier: str) -> None:
     Raises:
         ConfigError: it has not.
     """
-    command = [sys.executable, "-c", _BUILD_INFO, _native.__file__]
+    command = [sys.executable, "-c", "from cid import _native; _native.build_info()"]
     done = subprocess.run(command, env=_forced(tier), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise ConfigError(f"--simd: got {tier}, accepted: a tier of this CPU ({reason})")
-
-
-# The module by itself: its package would import PyTorch, which takes seconds.
-_BUILD_INFO = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.build_info()
-"""
 
 
 def _main() -> None:
