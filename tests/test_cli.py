@@ -53,7 +53,7 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--data --data-dir --teacher --student --methods --epochs --teacher-epochs --warmup-epochs --batch-size --lr "
         "--optimizer --schedule --weight-decay --alpha --beta --gamma --temperature --context-momentum --seeds "
         "--threads --device --precision --teacher-checkpoint --limit --limit-test --checkpoint-every --out --resume "
-        "--config"
+        "--config --validation --skip-unreadable"
     ):
         assert option in text
 

@@ -125,6 +125,7 @@ def _distill(options: argparse.Namespace) -> int:
         RunFolder.check_new(path)
         inputs = Inputs.load(config)
         folder = RunFolder.create(path, inputs.config)
+    print(report.data_line(inputs.data.summary), flush=True)
     try:
         with make_observer() as observer:
             results = distill(inputs, folder, observer)
@@ -148,7 +149,7 @@ def _default_folder(data: str) -> Path:
 def _closing(folder: Path, method: str, seed: int) -> str:
     student = folder / f"{method}-seed{seed}"
     return (
-        f"Run folder: {folder} (table, curves.png, metrics.jsonl, config.toml)\n"
+        f"Run folder: {folder} (table, curves.png, metrics.jsonl, config.toml, data.json)\n"
         f'Load a student: from cid.train import load_student; student = load_student("{student}")'
     )
 

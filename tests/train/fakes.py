@@ -3,7 +3,9 @@
 import gzip
 import pickle
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +73,15 @@ def mnist(base: Path, *, gzipped: bool) -> tuple[Bytes, Bytes]:
     return images, labels
 
 
-def image_folder(base: Path, size: tuple[int, int] = (10, 8)) -> None:
-    """Three training images and one test image of each of two classes."""
-    for part, count in (("train", 3), ("test", 1)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = base / part / name
+def image_folder(base: Path, counts: Mapping[str, int] = MappingProxyType({"train": 3, "test": 1})) -> None:
+    """So many images of each of two classes, in folders; the one numbered i of the n-th folder is 100 class + 10 n + i.
+
+    All are of 10 x 8 pixels.
+    """
+    for part, (name, count) in enumerate(counts.items()):
+        for label, class_name in enumerate(("cat", "dog")):
+            folder = base / name / class_name
             folder.mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(np.full((*size, 3), 100 * label + i, np.uint8)).save(folder / f"{i}.png")
+                value = 100 * label + 10 * part + i
+                Image.fromarray(np.full((10, 8, 3), value, np.uint8)).save(folder / f"{i}.png")

@@ -32,6 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_everything(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         "config.toml",
+        "data.json",
         "metrics.jsonl",
         "table.txt",
         "table.json",
@@ -201,6 +202,33 @@ def test_an_image_folder(tmp_path: Path) -> None:
     arguments = f"--data {tmp_path / 'pets'} --validation 0.3 --teacher cnn-3 --student cnn-2 --epochs 2 --lr 0.01"
     assert cli.main(["distill", *arguments.split(), "--seeds", "0", "--out", str(tmp_path / "run")]) == 0
     assert DataConfig() != resolve({}, read_toml(tmp_path / "run/config.toml")).data
+
+
+def test_an_image_folder_with_val_and_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder says what served as test data and what was left out, and goes on with the same images alone."""
+    data, out = tmp_path / "pets", tmp_path / "run"
+    fakes.image_folder(data, {"train": 6, "val": 2})
+    (data / "train/cat/broken.png").write_bytes(b"no image")
+    arguments = f"--data {data} --teacher cnn-3 --student cnn-2 --epochs 2 --lr 0.01 --seeds 0 --out {out}".split()
+    assert cli.main(["distill", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has 1 image that cannot be read: train/cat/broken.png (" in line
+    assert not out.exists()
+    assert cli.main(["distill", *arguments, "--skip-unreadable"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "Images: 11 to train on (from train), 1 to choose the epoch by (from train), 4 to test on (from val), "
+        "1 unreadable and left out (see data.json)\n"
+    )
+    kept = json.loads((out / "data.json").read_text())
+    assert kept["test"] == {"images": 4, "from": "val"}
+    assert kept["classes"] == ["cat", "dog"]
+    assert kept["unreadable"]["count"] == 1
+    assert list(kept["unreadable"]["images"]) == ["train/cat/broken.png"]
+    assert cli.main(["eval", str(out)]) == 0
+    assert cli.main(["distill", "--resume", str(out)]) == 0
+    (data / "train/cat/0.png").unlink()
+    assert cli.main(["distill", "--resume", str(out)]) == 2
+    assert "data.json: is not of the images that are there now" in capsys.readouterr().err
 
 
 def test_missing_data_makes_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

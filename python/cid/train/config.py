@@ -74,7 +74,15 @@ class DataConfig:
     resize: int | None = _setting(None, "image folders: side of the square to resize to", rule=at_least(1))
     limit: int | None = _setting(None, "use only this many training images (validation included)", rule=at_least(2))
     limit_test: int | None = _setting(None, "use only this many test images", rule=at_least(1))
-    validation: float = _setting(0.1, "part of the training images held out to choose the epoch", rule=within(0.001, 1))
+    skip_unreadable: bool = _setting(
+        False, "image folders: leave out images that cannot be read, and list them in the run's data.json"
+    )
+    validation: float | None = _setting(
+        None,
+        "part of the training images held out to choose the epoch (default: 0.1; image folders with val/ and test/: "
+        "none, val/ chooses)",
+        rule=within(0.001, 1),
+    )
     split_seed: int = _setting(0, "seed of the split and of the limited selection", rule=at_least(0))
     pad: int = _setting(0, "augmentation: random crop after padding with this many pixels", rule=at_least(0))
     flip: bool = _setting(False, "augmentation: random horizontal flip")
@@ -161,7 +169,7 @@ SECTIONS: dict[str, type[Any]] = typing.get_type_hints(Config)
 
 
 # Beside the paper's own for CIFAR, settings that were seen to train; docs and the resolved file show them.
-_CIFAR: dict[str, Any] = {"data.pad": 4, "data.flip": True}
+_CIFAR: dict[str, Any] = {"data.validation": 0.1, "data.pad": 4, "data.flip": True}
 PRESETS: dict[str, dict[str, Any]] = {
     # Chosen on validation data alone (three splits of the training images, three seeds each, 30% held out), in %:
     # teacher 97.9, student by labels 90.9; T = 4: kd 90.4, cid 91.6; T = 2: kd 90.3, cid 92.2. Other beta and gamma at
@@ -187,6 +195,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run.threads": 1,
     },
     "mnist": {
+        "data.validation": 0.1,
         "data.pad": 2,
         "models.teacher": "cnn-32",
         "models.student": "cnn-4",

@@ -12,10 +12,10 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,13 +76,24 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three splits, what the classes are called, and how to feed a network."""
+    """The three splits, what the classes are called, and how to feed a network.
+
+    Attributes:
+        train: to train on.
+        validation: to choose the epoch by.
+        test: to score, once.
+        classes: by label.
+        preprocessing: of every image.
+        summary: for the run's folder: how many images each split has, of which part of the data, the classes, and the
+            images that could not be read.
+    """
 
     train: Split
     validation: Split
     test: Split
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    summary: dict[str, Any]
 
     @property
     def channels(self) -> int:
@@ -283,10 +294,18 @@ class Batches:
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as published: a training and a test part.
+    """A data set as published: a training and a test part, and sometimes one to choose the epoch by.
 
-    If `scored_shift` is not 0, each image that is scored (validation and test) is so at `SCORED_PLACES` places, which
-    are drawn once and for all from up to so many pixels each way.
+    Attributes:
+        train: to train on and, if there is no validation part, to choose the epoch by.
+        test: to score.
+        classes: by label.
+        preprocessing: of every image.
+        scored_shift: if not 0, each image that is scored (validation and test) is so at `SCORED_PLACES` places, which
+            are drawn once and for all from up to so many pixels each way.
+        validation: to choose the epoch by.
+        names: what the data set calls the parts, where that is not our name.
+        unreadable: images that were left out, and why.
     """
 
     train: Split
@@ -294,6 +313,9 @@ class RawData:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     scored_shift: int = 0
+    validation: Split | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -312,21 +334,47 @@ def load_dataset(config: DataConfig) -> Dataset:
     _check_labels(raw)
     generator = torch.Generator().manual_seed(mix_seed(config.split_seed))
     order = torch.randperm(len(raw.train), generator=generator)[: config.limit]
-    held_out = round(config.validation * len(order))
-    if not 0 < held_out < len(order) - 1:
-        raise ConfigError(
-            f"--validation: got {config.validation}, accepted: a part that leaves images to train with and to "
-            f"validate with, of {len(order)} here"
-        )
+    held_out = _held_out(raw, config, len(order))
     test_order = torch.randperm(len(raw.test), generator=generator)[: config.limit_test]
     # Sorted: nothing depends on this order, and memory is read forwards.
+    train = raw.train.take(order[held_out:].sort().values)
+    validation = raw.train.take(order[:held_out].sort().values) if raw.validation is None else raw.validation
+    test = raw.test.take(test_order.sort().values)
+    names = {"train": "train", "validation": "train", "test": "test", **raw.names}
+    splits = {"train": train, "validation": validation, "test": test}
     return Dataset(
-        train=raw.train.take(order[held_out:].sort().values),
-        validation=_moved(raw.train.take(order[:held_out].sort().values), raw.scored_shift, generator),
-        test=_moved(raw.test.take(test_order.sort().values), raw.scored_shift, generator),
+        train=train,
+        validation=_moved(validation, raw.scored_shift, generator),
+        test=_moved(test, raw.scored_shift, generator),
         classes=raw.classes,
         preprocessing=raw.preprocessing,
+        summary={
+            **{split: {"images": len(part), "from": names[split]} for split, part in splits.items()},
+            "classes": list(raw.classes),
+            "unreadable": {"count": len(raw.unreadable), "images": dict(raw.unreadable)},
+        },
     )
+
+
+HELD_OUT = 0.1
+
+
+def _held_out(raw: RawData, config: DataConfig, count: int) -> int:
+    """How many of so many training images choose the epoch."""
+    if raw.validation is not None:
+        if config.validation is not None:
+            raise ConfigError(
+                f"--validation: got {config.validation}, accepted: none, as {raw.names['validation']}/ is for that"
+            )
+        return 0
+    part = HELD_OUT if config.validation is None else config.validation
+    held_out = round(part * count)
+    if not 0 < held_out < count - 1:
+        raise ConfigError(
+            f"--validation: got {part}, accepted: a part that leaves images to train with and to validate with, of "
+            f"{count} here"
+        )
+    return held_out
 
 
 SCORED_PLACES = 4
@@ -544,58 +592,173 @@ def _read_idx(path: Path, rank: int) -> Bytes:
     return values.reshape(shape)
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# Those of torchvision's ImageFolder.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+VALIDATION_FOLDERS = ("val", "valid", "validation")
 # Those of ImageNet, as usual for photographs.
 FOLDER_PREPROCESSING = Preprocessing(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def read_folder(config: DataConfig) -> RawData:
-    """Images in `train/CLASS/` and `test/CLASS/`; the classes are the folders of `train`, in order of name."""
+    """Images in `train/CLASS/`, in `test/CLASS/` or `val/CLASS/`, or in all three, at any depth.
+
+    The classes are the folders of `train`, in order of name. With `test/`, `val/` chooses the epoch; without, it is the
+    test data, and a part of `train/` chooses: no image does both.
+    """
     base = Path(config.name)
-    for part in ("train", "test"):
-        if not (base / part).is_dir():
-            raise DataError(f"--data: {base} has no folder {part!r}, expected train/CLASS/ and test/CLASS/ with images")
-    classes = tuple(sorted(path.name for path in (base / "train").iterdir() if path.is_dir()))
+    parts = _parts(base)
+    classes = tuple(_folders(base / "train"))
     if len(classes) < 2:
         raise DataError(f"--data: {base / 'train'} has {len(classes)} folders, expected one for each class, 2 or more")
-    unknown = {path.name for path in (base / "test").iterdir() if path.is_dir()} - set(classes)
-    if unknown:
-        raise DataError(f"--data: {base / 'test'} has classes that train has not: {', '.join(sorted(unknown))}")
+    reader = _FolderReader(base, config.resize)
+    found = {}
+    for part, name in parts.items():
+        there = set(_folders(base / name))
+        if unknown := there - set(classes):
+            raise DataError(f"--data: {base / name} has classes that train has not: {', '.join(sorted(unknown))}")
+        found[part] = {label: reader.read(base / name / label) if label in there else [] for label in classes}
+    if reader.unreadable and not config.skip_unreadable:
+        raise reader.error()
+    if empty := [label for label, images in found["train"].items() if not images]:
+        raise DataError(f"--data: {base / 'train'} has no images ({' '.join(IMAGE_SUFFIXES)}) of {', '.join(empty)}")
+    for part, name in parts.items():
+        if not any(found[part].values()):
+            raise DataError(f"--data: {base / name} has no images in the folders {', '.join(classes)}")
+    splits = {part: _labelled(images) for part, images in found.items()}
     return RawData(
-        _read_images(base / "train", classes, config.resize),
-        _read_images(base / "test", classes, config.resize),
-        classes,
-        FOLDER_PREPROCESSING,
+        train=splits["train"],
+        test=splits["test"],
+        classes=classes,
+        preprocessing=FOLDER_PREPROCESSING,
+        validation=splits.get("validation"),
+        names=parts,
+        unreadable=reader.unreadable,
     )
 
 
-def _read_images(folder: Path, classes: tuple[str, ...], resize: int | None) -> Split:
-    images: list[Bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        paths = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        for path in paths:
-            image = _read_image(path, resize)
-            if images and image.shape != images[0].shape:
-                raise DataError(f"{path}: is {image.shape[1:]}, others are {images[0].shape[1:]}: give --resize")
+def _parts(base: Path) -> dict[str, str]:
+    """The folder of each part of the data that has one."""
+    own = [name for name in VALIDATION_FOLDERS if (base / name).is_dir()]
+    has_test = (base / "test").is_dir()
+    for name, there in (("train", (base / "train").is_dir()), ("test", has_test or own)):
+        if not there:
+            raise DataError(
+                f"--data: {base} has no folder {name!r}, expected train/CLASS/, and test/CLASS/ or val/CLASS/"
+            )
+    if len(own) > 1:
+        raise DataError(f"--data: {base} has the folders {' and '.join(own)}, expected one of them")
+    if not has_test:
+        return {"train": "train", "test": own[0]}
+    return {"train": "train", "test": "test", **({"validation": own[0]} if own else {})}
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(each.name for each in path.iterdir() if each.is_dir() and not _hidden(each.name))
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is a system's or a program's own: `._a.png`, `.ipynb_checkpoints`."""
+    return name.startswith(".")
+
+
+def _labelled(images: Mapping[str, list[Bytes]]) -> Split:
+    stacked = np.stack([image for each in images.values() for image in each])
+    labels = torch.arange(len(images)).repeat_interleave(torch.tensor([len(each) for each in images.values()]))
+    return Split(torch.from_numpy(stacked), labels)
+
+
+class _FolderReader:
+    """Reads images of one size, and remembers which it could not.
+
+    Args:
+        base: the folder of the data set.
+        resize: side of the square to resize to.
+
+    Attributes:
+        unreadable: path below `base`, and why.
+    """
+
+    NAMED = 10
+
+    def __init__(self, base: Path, resize: int | None) -> None:
+        self._base = base
+        self._resize = resize
+        self._first: tuple[Path, tuple[int, ...]] | None = None
+        self.unreadable: dict[str, str] = {}
+
+    def read(self, folder: Path) -> list[Bytes]:
+        """The images of a class, in order of name.
+
+        Raises:
+            DataError: one has another size than those before.
+        """
+        images = []
+        for path in _image_files(folder):
+            image = self._read(path)
+            if image is None:
+                continue
+            size = image.shape[1:]
+            first, expected = self._first = self._first or (path, size)
+            if size != expected:
+                raise DataError(f"{path}: is {size}, {first} is {expected}: give --resize")
             images.append(image)
-            labels.append(label)
-    if not images:
-        raise DataError(f"{folder}: has no images ({' '.join(IMAGE_SUFFIXES)}) in the folders {', '.join(classes)}")
-    return _split(np.stack(images), np.array(labels))
+        return images
+
+    def _read(self, path: Path) -> Bytes | None:
+        from PIL import Image
+
+        try:
+            with Image.open(path) as file:
+                image = _of_bytes(file)
+        # Of a damaged file Pillow's decoders raise whatever they stumble over.
+        except Exception as error:
+            self.unreadable[path.relative_to(self._base).as_posix()] = str(error) or type(error).__name__
+            return None
+        if self._resize is not None:
+            image = image.resize((self._resize, self._resize), Image.Resampling.BILINEAR)
+        return np.asarray(image).transpose(2, 0, 1)
+
+    def error(self) -> DataError:
+        """Names the images that could not be read."""
+        names, count = list(self.unreadable), len(self.unreadable)
+        rest = f" and {count - self.NAMED} more" if count > self.NAMED else ""
+        return DataError(
+            f"--data: {self._base} has {count} image{'s' * (count > 1)} that cannot be read: "
+            f"{', '.join(names[: self.NAMED])}{rest} ({self.unreadable[names[0]]}); "
+            "mend or remove them, or leave them out by --skip-unreadable"
+        )
 
 
-def _read_image(path: Path, resize: int | None) -> Bytes:
+def _image_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The images in a folder and in those below it, in order of name."""
+    here = folder.resolve()
+    if here in above:  # by a link, which would lead around for ever
+        return
+    for path in sorted(folder.iterdir()):
+        if _hidden(path.name):
+            continue
+        if path.is_dir():
+            yield from _image_files(path, above | {here})
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            yield path
+
+
+def _of_bytes(image: Any) -> Any:
+    """A Pillow image of any kind in three channels of bytes; transparency is dropped.
+
+    Raises:
+        ValueError: its pixels have more than 16 bits.
+    """
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-        if resize is not None:
-            image = image.resize((resize, resize), Image.Resampling.BILINEAR)
-        return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is no readable image: {error}") from error
+    if image.mode[0] in "IF":  # one channel of numbers, which `convert` would cut off at 255
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"its pixels are of Pillow's mode {image.mode}, expected at most 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "P":  # by a way on which Pillow does not warn of transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 READERS: dict[str, Callable[[DataConfig], RawData]] = {

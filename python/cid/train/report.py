@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cid.train.errors import CheckpointError
 from cid.train.files import read_json
+
+
+def data_line(summary: Mapping[str, Any]) -> str:
+    """What each split is for, as a line of text; see `cid.train.data.Dataset`."""
+    jobs = {"train": "to train on", "validation": "to choose the epoch by", "test": "to test on"}
+    parts = [f"{summary[split]['images']:,} {job} (from {summary[split]['from']})" for split, job in jobs.items()]
+    if left_out := summary["unreadable"]["count"]:
+        parts.append(f"{left_out:,} unreadable and left out (see data.json)")
+    return f"Images: {', '.join(parts)}"
 
 
 @dataclass(frozen=True)

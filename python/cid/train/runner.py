@@ -21,9 +21,9 @@ from cid.train import report
 from cid.train.cache import make_cache, open_cache
 from cid.train.config import Config, read_toml, resolve, to_toml
 from cid.train.data import READERS, Batches, Dataset, Preprocessing, Split, load_dataset, mix_seed
-from cid.train.errors import CheckpointError, ConfigError, InterruptedRunError
+from cid.train.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
 from cid.train.export import Description, load_student, load_teacher, save_network
-from cid.train.files import write_atomically, write_json
+from cid.train.files import read_json, write_atomically, write_json
 from cid.train.loop import Job, Trained, Trainer, evaluate, evaluate_each
 from cid.train.methods import METHODS, Ingredients, Labels, Method
 from cid.train.models import InputSpec, build_model, count_parameters
@@ -66,6 +66,18 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.toml", to_toml(config).encode())
         return cls(path)
+
+    def keep_data(self, summary: dict[str, Any]) -> None:
+        """Writes what data the run is on, or compares it with what was written.
+
+        Raises:
+            DataError: the run began with other data.
+        """
+        file = self.path / "data.json"
+        if not file.is_file():
+            write_json(file, summary)
+        elif read_json(file) != summary:
+            raise DataError(f"{file}: is not of the images that are there now, on which the run can't go on")
 
     def config(self, data_dir: str | None = None) -> Config:
         """The configuration of the run.
@@ -311,6 +323,7 @@ def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Resul
         RunError: see `cid.train.errors`.
         OSError: a file can't be written.
     """
+    folder.keep_data(inputs.data.summary)
     with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
         run = Run(inputs, folder, observer, stop)
         teacher = prepare_teacher(run)
