@@ -337,7 +337,6 @@ GREY = Image.fromarray(BYTES)
         (Image.fromarray(RAMP), ".png", {}),
         (Image.fromarray(RAMP), ".TIF", {}),
         (Image.fromarray(RAMP), ".pgm", {}),
-        (Image.fromarray(RAMP.astype(np.int32)), ".tiff", {}),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
 )
@@ -350,7 +349,7 @@ def test_images_of_every_kind_become_three_channels_of_bytes(
     assert torch.equal(read, torch.from_numpy(BYTES).expand(3, 10, 8))
 
 
-@pytest.mark.parametrize("pixels", [RAMP / np.float32(0xFFFF), RAMP.astype(np.int32) + 1, -RAMP.astype(np.int32)])
+@pytest.mark.parametrize("pixels", [RAMP / np.float32(0xFFFF), RAMP.astype(np.int32)])
 def test_pixels_of_more_than_16_bits_are_not_guessed_at(tmp_path: Path, pixels: np.ndarray) -> None:
     fakes.image_folder(tmp_path)
     Image.fromarray(pixels).save(tmp_path / "test/cat/x.tiff")

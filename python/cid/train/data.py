@@ -747,15 +747,15 @@ def _of_bytes(image: Any) -> Any:
     """A Pillow image of any kind in three channels of bytes; transparency is dropped.
 
     Raises:
-        ValueError: its pixels have more than 16 bits.
+        ValueError: its pixels are numbers whose range nobody knows.
     """
     from PIL import Image
 
     if image.mode[0] in "IF":  # one channel of numbers, which `convert` would cut off at 255
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        # Where Pillow reads 16 bits as 32: these formats have no more.
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError(f"its pixels are of Pillow's mode {image.mode}, expected at most 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P":  # by a way on which Pillow does not warn of transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
