@@ -124,6 +124,8 @@ def _distill(options: argparse.Namespace) -> int:
         path = options.out or _default_folder(config.data.name)
         RunFolder.check_new(path)
         inputs = Inputs.load(config)
+        if config.models.teacher_checkpoint is not None:
+            inputs.given_teacher()  # which must not fail when the folder is there
         folder = RunFolder.create(path, inputs.config)
     print(report.data_line(inputs.data.summary), flush=True)
     try:

@@ -140,6 +140,7 @@ def test_a_teacher_of_another_run(run: Path, tmp_path: Path, capsys: pytest.Capt
     ).read_bytes()
     assert cli.main(["distill", *arguments, "--teacher", "cnn-5", "--out", str(tmp_path / "y")]) == 1
     assert "is a cnn-4, but --teacher is cnn-5" in capsys.readouterr().err
+    assert not (tmp_path / "y").exists()
 
 
 def test_an_existing_folder_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +227,23 @@ def test_an_image_folder_with_val_and_unreadable_images(tmp_path: Path, capsys: 
     assert list(kept["unreadable"]["images"]) == ["train/cat/broken.png"]
     assert cli.main(["eval", str(out)]) == 0
     assert cli.main(["distill", "--resume", str(out)]) == 0
+    data.rename(tmp_path / "moved")
+    assert cli.main(["eval", str(out), "--data-dir", str(tmp_path / "moved")]) == 0
+    for split in ("train", "val"):
+        (tmp_path / "moved" / split / "dog").rename(tmp_path / "moved" / split / "fox")
+    capsys.readouterr()
+    assert cli.main(["eval", str(out), "--data-dir", str(tmp_path / "moved")]) == 2
+    assert "was trained for 2 classes of 3 x 10 x 8 images, and the data here is not that" in capsys.readouterr().err
+    (tmp_path / "moved").rename(data)
+    assert cli.main(["distill", "--resume", str(out)]) == 2
+    assert "data.json: is not of the images that are there now" in capsys.readouterr().err
+
+
+def test_other_images_than_the_run_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "pets", tmp_path / "run"
+    fakes.image_folder(data, {"train": 6, "test": 2})
+    arguments = f"--data {data} --teacher cnn-3 --student cnn-2 --epochs 2 --lr 0.01 --seeds 0 --out {out}".split()
+    assert cli.main(["distill", *arguments]) == 0
     (data / "train/cat/0.png").unlink()
     assert cli.main(["distill", "--resume", str(out)]) == 2
     assert "data.json: is not of the images that are there now" in capsys.readouterr().err

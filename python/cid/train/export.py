@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from cid import FoldedHead, InterventionalHead, InterventionalStudent
 from cid.distiller import with_head
-from cid.train.data import Normalize, Preprocessing
-from cid.train.errors import CheckpointError
+from cid.train.data import Dataset, Normalize, Preprocessing
+from cid.train.errors import CheckpointError, ConfigError
 from cid.train.files import read_json, read_tensors, write_json, write_tensors
 from cid.train.models import InputSpec, build_model
 
@@ -105,6 +105,23 @@ def read_network(path: Path) -> tuple[Description, nn.Module]:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit {description.model}: {error}") from error
     return description, network.eval()
+
+
+def read_network_for(path: Path, data: Dataset) -> nn.Module:
+    """The same of a network that was trained for such data.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit.
+        ConfigError: the data is not what the network was trained for.
+    """
+    described, network = read_network(path)
+    if described != Description(described.model, data.classes, data.channels, data.size, data.preprocessing):
+        raise ConfigError(
+            f"{path}: was trained for {len(described.classes)} classes of {described.channels} x {described.size[0]} x "
+            f"{described.size[1]} images, and the data here is not that: {len(data.classes)} classes of "
+            f"{data.channels} x {data.size[0]} x {data.size[1]}, or of other names or preprocessing (see --data-dir)"
+        )
+    return network
 
 
 def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:

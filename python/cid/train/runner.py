@@ -20,9 +20,9 @@ from cid.cache import TeacherCache
 from cid.train import report
 from cid.train.cache import make_cache, open_cache
 from cid.train.config import Config, read_toml, resolve, to_toml
-from cid.train.data import READERS, Batches, Dataset, Preprocessing, Split, load_dataset, mix_seed
+from cid.train.data import READERS, Batches, Dataset, Split, load_dataset, mix_seed
 from cid.train.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
-from cid.train.export import Description, load_student, load_teacher, save_network
+from cid.train.export import Description, load_teacher, read_network_for, save_network
 from cid.train.files import read_json, write_atomically, write_json
 from cid.train.loop import Job, Trained, Trainer, evaluate, evaluate_each
 from cid.train.methods import METHODS, Ingredients, Labels, Method
@@ -455,12 +455,13 @@ def score_students(
 
     Raises:
         CheckpointError: no such student is there.
+        ConfigError: the data is not what the students were trained for.
+        DataError: images are missing or damaged.
     """
     names = folder.students(method, seed)
     config = folder.config(data_dir)
     data = load_dataset(config.data)
-    # The students normalise by themselves.
-    unit = Preprocessing(data.preprocessing.scale, (0.0,), (1.0,))
-    batches = Batches(data.test, unit, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
+    batches = Batches(data.test, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
     for name in names:
-        report_score(name, evaluate(load_student(folder.path / name), batches).accuracy)
+        network = read_network_for(folder.path / name / "student.safetensors", data)
+        report_score(name, evaluate(network, batches).accuracy)

@@ -14,7 +14,7 @@ from cid import InterventionalStudent
 from cid.train.config import Config
 from cid.train.data import Batches, Dataset, Split, load_dataset
 from cid.train.errors import CheckpointError, ConfigError
-from cid.train.export import Description, read_network
+from cid.train.export import read_network_for
 from cid.train.report import Result
 from cid.train.runner import RunFolder, network_name
 
@@ -249,13 +249,7 @@ def ask(path: Path, data: Dataset, batches: Batches) -> Answers:
         CheckpointError: a file is missing, damaged, or does not fit.
         ConfigError: the data is not what the network was trained for.
     """
-    described, network = read_network(path)
-    if described != Description(described.model, data.classes, data.channels, data.size, data.preprocessing):
-        raise ConfigError(
-            f"{path}: was trained for {len(described.classes)} classes of {described.channels} x {described.size[0]} x "
-            f"{described.size[1]} images, and the data here is not that: {len(data.classes)} classes of "
-            f"{data.channels} x {data.size[0]} x {data.size[1]}, or of other names or preprocessing (see --data-dir)"
-        )
+    network = read_network_for(path, data)
     if not isinstance(network, InterventionalStudent):
         return Answers(torch.cat([network(x) for x, _ in batches.in_order()]))
     both = [(network(x), network.model(x)) for x, _ in batches.in_order()]
