@@ -212,7 +212,7 @@ USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("use", USES)
 def test_a_distiller_takes_its_layer_for_no_other(use: str) -> None:
-    traced, eager = (_distiller(_Uses(USES[use]), warmup_epochs=0, student_layer="layer") for _ in range(2))
+    traced, eager = (_distiller(_Uses(USES[use]), warmup_epochs=0, student_layer=("layer",)) for _ in range(2))
     eager.load_state_dict(traced.state_dict())
     _steps_agree(torch.compile(traced, fullgraph=True, backend="aot_eager"), traced, eager)
 
@@ -220,7 +220,7 @@ def test_a_distiller_takes_its_layer_for_no_other(use: str) -> None:
 def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
     student = _Uses(USES["called twice"])
     student.layer = nn.Linear(STUDENT, CLASSES, bias=False)
-    traced = _distiller(student, warmup_epochs=0, student_layer="layer")
+    traced = _distiller(student, warmup_epochs=0, student_layer=("layer",))
     with pytest.raises(torch._dynamo.exc.Unsupported, match="without a bias is used twice"):
         torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)
 

@@ -125,7 +125,7 @@ def test_no_fitting_layer() -> None:
     ):
         make(nn.Sequential(nn.Linear(20, 4)))
     with pytest.raises(ValueError, match=r"^teacher: no linear layer.*no linear layer at all"):
-        make(teacher=nn.Sequential(nn.Conv2d(1, C, 1)))
+        make(teacher=nn.Sequential(nn.Conv2d(1, C, 3)))
 
 
 def test_bad_names() -> None:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from cid import _checks
 from cid import functional as F
+from cid._mirror import Mirror
 
 
-class ContextBank(nn.Module):
+class ContextBank(Mirror):
     r"""One context a class: the mean of its samples' features over an epoch, weighted by the teacher's belief.
 
     .. math:: M_k = \sum_{i: y_i = k} w_i f_i \Big/ \sum_{i: y_i = k} w_i
@@ -100,6 +101,7 @@ class ContextBank(nn.Module):
             self.register_buffer("steps", torch.zeros((), device=device, dtype=torch.int64))
         # A step must not read a buffer, which on a GPU waits for the device: a copy on the host decides.
         self._steps = 0
+        self._keep()
         self.register_load_state_dict_post_hook(_read_steps)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -145,6 +147,7 @@ class ContextBank(nn.Module):
         For who gathers without `update` (see `context_sums` in `cid.functional.cid_loss`): call this before the step
         and `count_step` after it.
         """
+        self._notice()
         due = self.steps_per_turn is not None and self._steps >= self.steps_per_turn
         if due:
             self.turn()
@@ -158,6 +161,13 @@ class ContextBank(nn.Module):
     def _set_steps(self, steps: int) -> None:
         self._steps = steps
         self.steps.fill_(steps)
+        self._keep()
+
+    def _watched(self) -> tuple[Tensor, ...]:
+        return () if self.steps_per_turn is None else (self.steps,)
+
+    def _read(self, changed: list[bool]) -> None:
+        self._steps = int(self.steps)
 
     @torch.no_grad()
     def turn(self) -> None:
@@ -180,11 +190,12 @@ class ContextBank(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContextBank":
         """Follow `.to()` to any device and to any type that can hold an epoch's sums."""
         wide = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, before in wide.items():
             after = self._buffers[name]
             if after is not None and after.dtype not in (torch.float32, torch.float64):
                 self._buffers[name] = before.to(after.device)
+        self._keep()
         return self
 
     def extra_repr(self) -> str:
@@ -197,5 +208,4 @@ class ContextBank(nn.Module):
 def _read_steps(module: nn.Module, _incompatible_keys: object) -> None:
     """Bring the host's count of steps up to what was loaded."""
     assert isinstance(module, ContextBank)
-    if module.steps_per_turn is not None:
-        module._steps = int(module.steps)
+    module._notice()

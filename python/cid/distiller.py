@@ -1,112 +1,33 @@
 """Distillation around two models that stay as they are."""
 
 import copy
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cid import _checks
+from cid.capture import Classifier, Layers, with_logits
 from cid.functional import CIDOutput
 from cid.head import FoldedHead, InterventionalHead
-from cid.losses import CIDLoss
-
-# RemovableHandle draws its ids from an unguarded counter; replicas run in threads of one process.
-_registration = threading.Lock()
-
-
-@contextmanager
-def _captured(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The (input, output) pairs of `layer` in the forwards within the block; nothing stays on the layer afterwards."""
-    calls: list[tuple[Tensor, Tensor]] = []
-    if not torch.compiler.is_dynamo_compiling():
-        capture: AbstractContextManager[object] = _hook(layer, calls)
-    elif _is_a_product(layer):
-        capture = _Products(cast(nn.Linear, layer), calls)
-    else:
-        torch._dynamo.graph_break(
-            msg=f"cid captures a {type(layer).__name__} with hooks, parametrizations or a forward of its own by a hook"
-        )
-        capture = _hook(layer, calls)
-    with capture:
-        yield calls
-
-
-def _is_a_product(layer: nn.Module) -> bool:
-    """Whether a layer does what `torch.nn.Linear` does, and nothing else."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is nn.Linear and not hooked and "forward" not in layer.__dict__
-
-
-@contextmanager
-def _hook(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # Replicas of one layer share their hooks: keep what this very one computes.
-        if module is layer:
-            calls.append((next(iter((*args, *kwargs.values()))), output))
-
-    with _registration:
-        handle = layer.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        with _registration:
-            handle.remove()
-
-
-class _Products(TorchFunctionMode):
-    """Keeps input and output of a linear layer's products: what a hook sees, but without breaking a graph."""
-
-    def __init__(self, layer: nn.Linear, calls: list[tuple[Tensor, Tensor]]) -> None:
-        super().__init__()
-        self.weight, self.bias, self.calls = layer.weight, layer.bias, calls
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        # As the layer itself calls it: who uses its weight otherwise is not the layer.
-        if func is F.linear and len(args) == 3 and args[1] is self.weight and args[2] is self.bias:
-            if self.bias is None and self.calls:  # the second could be anybody's
-                raise RuntimeError("the weight of a layer without a bias is used twice: a hook must tell by whom")
-            self.calls.append((args[0], output))
-        return output
-
-
-def _features_and_logits(model: nn.Module, layer_name: str, x: Any, role: str) -> tuple[Tensor, Tensor]:
-    """Input and output of the model's classifying layer for the batch `x`; of its last call, if it is used twice."""
-    # Looked up at each call, not kept: a replica has a layer of its own under the same name.
-    with _captured(model.get_submodule(layer_name)) as calls:
-        model(**x) if isinstance(x, Mapping) else model(x)
-    if not calls:
-        raise RuntimeError(
-            f"{role}: its layer {layer_name!r} was not called in the forward; name another layer, or, if the model was "
-            "compiled and is called by itself, too, compile the distiller instead"
-        )
-    features, logits = calls[-1]
-    if features.ndim != 2:
-        raise ValueError(
-            f"{role}: the input of its layer {layer_name!r} has shape {tuple(features.shape)}, accepted: (B, D)"
-        )
-    return features, logits
+from cid.losses import CIDLoss, ignored_by_ddp
 
 
 @torch.no_grad()
-def _ask_teacher(teacher: nn.Module, layer_name: str, x: Any) -> tuple[Tensor, Tensor]:
+def _ask_teacher(classifier: Classifier, teacher: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits, in eval mode."""
     # Also where somebody called train() on the teacher, or on a part of it, behind our back.
     if any(module.training for module in teacher.modules()):
         teacher.eval()
-    return _features_and_logits(teacher, layer_name, x, "teacher")
+    return classifier.read(teacher, x)
 
 
 def teacher_outputs(
-    teacher: nn.Module, x: Any, *, num_classes: int, teacher_layer: str | None = None
+    teacher: nn.Module, x: Any, *, num_classes: int, teacher_layer: str | Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor]:
     """What a `Distiller` reads off a teacher: the features (B, Dt) and the logits (B, C) of a batch.
 
@@ -116,7 +37,8 @@ def teacher_outputs(
         teacher: A classifier.
         x: The batch that it takes.
         num_classes: C.
-        teacher_layer: Name of its classifying layer, where it is not the last fitting `torch.nn.Linear`.
+        teacher_layer: Name of its classifying layer, where it is not the last fitting one, or a tuple of names; see
+            `Distiller`.
 
     Raises:
         ValueError: The teacher has no fitting layer, or not one that reads rows; the message lists what was found.
@@ -126,42 +48,7 @@ def teacher_outputs(
         >>> [value.shape for value in teacher_outputs(teacher, torch.randn(8, 20), num_classes=5)]
         [torch.Size([8, 64]), torch.Size([8, 5])]
     """
-    return _ask_teacher(teacher, _classifying_layer(teacher, teacher_layer, num_classes, "teacher"), x)
-
-
-def _classifying_layer(model: nn.Module, layer_name: str | None, num_classes: int, role: str) -> str:
-    """The name of the last linear layer that yields `num_classes` values, or of the one that the user named."""
-    if layer_name is not None:
-        named = dict(model.named_modules())
-        if layer_name not in named:
-            raise ValueError(f"{role}_layer: got {layer_name!r}, accepted: a module of the {role}: {_listing(model)}")
-        layer = named[layer_name]
-        if not isinstance(getattr(layer, "in_features", None), int) or not hasattr(layer, "out_features"):
-            raise ValueError(
-                f"{role}_layer: {layer_name!r} is a {type(layer).__name__}, accepted: a layer with in_features and "
-                "out_features, as torch.nn.Linear has"
-            )
-        if layer.out_features != num_classes:
-            raise ValueError(
-                f"{role}_layer: {layer_name!r} yields {layer.out_features} values, accepted: num_classes={num_classes}"
-            )
-        return layer_name
-    fitting = [name for name, layer in _linear_layers(model) if layer.out_features == num_classes]
-    if not fitting:
-        raise ValueError(
-            f"{role}: no linear layer yields num_classes={num_classes} values; found: {_listing(model)}. "
-            f"Name the classifying layer with {role}_layer"
-        )
-    return fitting[-1]
-
-
-def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-
-
-def _listing(model: nn.Module) -> str:
-    layers = [f"{name!r} ({layer.in_features} -> {layer.out_features})" for name, layer in _linear_layers(model)]
-    return ", ".join(layers) or "no linear layer at all"
+    return _ask_teacher(Classifier(teacher, teacher_layer, num_classes, "teacher"), teacher, x)
 
 
 class InterventionalStudent(nn.Module):
@@ -172,55 +59,102 @@ class InterventionalStudent(nn.Module):
 
     Attributes:
         model: The student.
-        layer_name: Its classifying layer.
+        layers: Its classifying layer, or layers; see `Distiller.student_layer`.
         head: Its `InterventionalHead`.
         context: M, shape (C, Ds), a buffer.
     """
 
     context: Tensor
 
-    def __init__(self, model: nn.Module, layer_name: str, head: InterventionalHead, context: Tensor) -> None:
+    def __init__(self, model: nn.Module, layers: Layers, head: InterventionalHead, context: Tensor) -> None:
         super().__init__()
         self.model = model
-        self.layer_name = layer_name
+        self._classifier = Classifier(model, layers, head.num_classes, "student").checked()
         self.head = head
         self.register_buffer("context", context)
 
+    @property
+    def layers(self) -> Layers:
+        """The name of the student's classifying layer, or a tuple of names."""
+        return self._classifier.layers
+
     def forward(self, x: Any) -> Tensor:
         """The interventional logits z of a batch, shape (B, C)."""
-        features, logits = _features_and_logits(self.model, self.layer_name, x, "student")
+        features, logits = self._classifier.read(self.model, x)
         z: Tensor = self.head(features, logits, self.context)
         return z
 
     def fold(self) -> nn.Module:
-        """A copy of the model whose classifying layer yields z, by a `cid.FoldedHead`; see `Distiller.student`."""
-        return with_head(copy.deepcopy(self.model), self.layer_name, self.head.fold(self.context))
+        """A copy of the model that yields z for its logits, by a `cid.FoldedHead`; see `Distiller.student`."""
+        return with_head(copy.deepcopy(self.model), self.layers, self.head.fold(self.context))
 
 
-def with_head(model: nn.Module, layer_name: str, head: FoldedHead) -> nn.Module:
-    """Attach a folded head to a model's classifying layer, in place: what the layer yields becomes z."""
-    layer = model.get_submodule(layer_name)
-    layer.add_module("intervention", head)
-    # A hook, not another layer in its place: the layer keeps its type, its weights their names, and whoever else holds
-    # the layer gets z as well.
-    layer.register_forward_hook(_intervene)
+def with_head(model: nn.Module, layers: Layers, head: FoldedHead) -> nn.Module:
+    """Attach a folded head to a model, in place: z takes the place of its logits."""
+    # Hooks, not other layers in their place: the layers keep their types, their weights their names.
+    classifier = Classifier(model, layers, head.weight.shape[0], "student")
+    if classifier.yields_logits:
+        layer = model.get_submodule(classifier.names[0])
+        layer.add_module("intervention", head)
+        layer.register_forward_hook(_intervene, with_kwargs=True)
+        return model
+    model.add_module("intervention", head)
+    replace = _Replace(classifier)
+    for name in classifier.names:
+        model.get_submodule(name).register_forward_pre_hook(partial(replace.keep, name), with_kwargs=True)
+    model.register_forward_hook(replace.intervene)
     return model
 
 
-def _intervene(layer: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
+def _intervene(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
     """Without state, so that it can be copied, replicated, compiled, exported and called from several threads."""
-    z: Tensor = cast(nn.Module, layer.intervention)(args[0], logits)
+    (features,) = (*args, *kwargs.values())
+    z: Tensor = cast(nn.Module, layer.intervention)(features, logits)
     return z
+
+
+class _Replace:
+    """Puts z where a model yields its logits, which are not a layer's output as it is."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self.read: dict[tuple[int, str], Tensor] = {}
+
+    def keep(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what a layer reads until the model is done."""
+        self.read[_thread(), name] = next(iter((*args, *kwargs.values())))
+
+    def intervene(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """What the model yields, with z."""
+        thread = _thread()
+        features = self.classifier.features([self.read.pop((thread, name)) for name in self.classifier.names])
+        head = cast(nn.Module, model.intervention)
+        return with_logits(output, self.classifier.num_classes, lambda logits: head(features, logits))
+
+
+def _thread() -> int:
+    """Who calls: one model may serve several threads. A trace is made by one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class Distiller(nn.Module):
     """A student, its teacher and the loss between them, around any two classifiers.
 
-    Input and output of each model's last `torch.nn.Linear` that yields `num_classes` values are captured while it runs,
-    by a hook that is there only then, or in what `torch.compile` traces: no model is edited, and its own forward is
-    called. The teacher's parameters stop requiring gradients; it runs in eval mode and without gradients, whatever
-    `train()` is called. Of a model that does more with that layer's output, as averaging two heads, the layer alone is
-    distilled.
+    The logits s are what a model yields: a tensor (B, C), or in a tuple, list or mapping the member called `logits`,
+    else the first of that shape (where the layer is named: the one that it makes). The representation f is what its
+    classifying layer reads: the last linear layer or 1 x 1 convolution that yields `num_classes` values, or the one
+    that is named. Of a convolution f is the mean over the positions, whether the model pools before it or after it.
+    Both are captured while the model runs, by a hook that is there only then, or in what `torch.compile` traces: no
+    model is edited, and its own forward is called.
+
+    On the first batch in training and in eval mode it is checked that a model yields what this layer yields, as it is
+    or averaged over the positions. A model that averages two heads, or goes on to log-probabilities, is refused, before
+    anything has changed. Name its layers as a tuple then: `student_layer=("head", "head_dist")` makes f what these
+    read, side by side, and s is what the model yields, whatever it makes it of. Where both read the same tensor, it is
+    there twice: `("head",)` is enough.
+
+    The teacher's parameters stop requiring gradients; it runs in eval mode and without gradients, whatever `train()` is
+    called.
 
     It takes the student's place in a training loop: `distiller(x, target)` yields the losses, `distiller(x)` the logits
     that the student predicts with. A batch x that is a mapping is passed on by name, `model(**x)`, as Hugging Face's
@@ -243,7 +177,7 @@ class Distiller(nn.Module):
         steps_per_turn: N, for a loop that counts steps: N of them are an epoch, and `epoch_end` is not needed.
         differentiable_context: Whether gradients flow through the marginal context.
         ignore_index: A label that marks a sample as unlabelled.
-        student_layer: Name of the student's classifying layer, where it is not the last fitting `torch.nn.Linear`.
+        student_layer: Name of the student's classifying layer, where it is not the last fitting one, or a tuple.
         teacher_layer: Likewise.
         teacher_dim: Dt, the size of the teacher's features; with `teacher=None` alone.
         backend: See `cid.functional`.
@@ -275,7 +209,7 @@ class Distiller(nn.Module):
     """
 
     # See CIDLoss: these are gathered by each rank for itself.
-    _ddp_params_and_buffers_to_ignore = tuple(f"criterion.{name}" for name in CIDLoss._ddp_params_and_buffers_to_ignore)
+    _ddp_params_and_buffers_to_ignore = ignored_by_ddp("criterion", CIDLoss._ddp_params_and_buffers_to_ignore)
 
     def __init__(
         self,
@@ -292,14 +226,19 @@ class Distiller(nn.Module):
         steps_per_turn: int | None = None,
         differentiable_context: bool = False,
         ignore_index: int = -100,
-        student_layer: str | None = None,
-        teacher_layer: str | None = None,
+        student_layer: str | Sequence[str] | None = None,
+        teacher_layer: str | Sequence[str] | None = None,
         teacher_dim: int | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, nn.Module):
             raise TypeError(f"student: got {type(student).__name__}, accepted: torch.nn.Module")
+        if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in student.modules()):
+            raise ValueError(
+                "student: is wrapped in DistributedDataParallel, which would leave head and adapter of each rank to "
+                "themselves, accepted: the model in it (its .module); wrap the Distiller instead"
+            )
         if teacher is not None and not isinstance(teacher, nn.Module):
             raise TypeError(f"teacher: got {type(teacher).__name__}, accepted: torch.nn.Module or None")
         if (teacher is None) == (teacher_dim is None):
@@ -310,14 +249,14 @@ class Distiller(nn.Module):
         if teacher is None and teacher_layer is not None:
             raise ValueError(f"teacher_layer: got {teacher_layer!r}, accepted: None where teacher is None")
         _checks.size("num_classes", num_classes)
-        self.student_layer = _classifying_layer(student, student_layer, num_classes, "student")
-        self.teacher_layer = teacher_layer
+        self._student = Classifier(student, student_layer, num_classes, "student")
+        self._teacher = None
         if teacher is not None:
-            self.teacher_layer = _classifying_layer(teacher, teacher_layer, num_classes, "teacher")
-            teacher_dim = _in_features(teacher, self.teacher_layer)
+            self._teacher = Classifier(teacher, teacher_layer, num_classes, "teacher")
+            teacher_dim = self._teacher.dim
         assert teacher_dim is not None
         self.criterion = CIDLoss(
-            _in_features(student, self.student_layer),
+            self._student.dim,
             teacher_dim,
             num_classes,
             beta=beta,
@@ -331,11 +270,12 @@ class Distiller(nn.Module):
             ignore_index=ignore_index,
             backend=backend,
         )
-        if hasattr(student.get_submodule(self.student_layer), "intervention"):
-            raise ValueError(
-                f"student: its layer {self.student_layer!r} has an interventional head already, accepted: a student "
-                "without one, as Distiller.student(head=False) gives it"
-            )
+        for name in ("", *self._student.names):
+            if hasattr(student.get_submodule(name), "intervention"):
+                raise ValueError(
+                    f"student: its layer {name!r} has an interventional head already, accepted: a student without one, "
+                    "as Distiller.student(head=False) gives it"
+                )
         if teacher is not None and any(p.requires_grad for p in set(student.parameters()) & set(teacher.parameters())):
             raise ValueError(
                 "teacher: shares parameters that are trained with the student, accepted: parameters of its own"
@@ -345,6 +285,16 @@ class Distiller(nn.Module):
             self.criterion.to(parameter.device, parameter.dtype)
         self.student_model = student
         self.teacher_model = None if teacher is None else teacher.requires_grad_(False).eval()
+
+    @property
+    def student_layer(self) -> Layers:
+        """The name of the student's classifying layer, or a tuple of names."""
+        return self._student.layers
+
+    @property
+    def teacher_layer(self) -> Layers | None:
+        """The teacher's likewise; None where there is no teacher."""
+        return None if self._teacher is None else self._teacher.layers
 
     def train(self, mode: bool = True) -> "Distiller":
         """Set the mode of the student and the criterion; the teacher stays in eval mode."""
@@ -371,19 +321,20 @@ class Distiller(nn.Module):
                 it, in place of running the teacher; see `cid.cache`.
 
         Raises:
-            ValueError: There is no teacher, neither here nor in the distiller; or see `cid.CIDLoss`.
+            ValueError: There is no teacher, neither here nor in the distiller; on the first batch, a model yields other
+                logits than those of its layer (the message lists its layers); or see `cid.CIDLoss`.
         """
         if target is None:
             return self._predict(x)
         if teacher is None:
-            if self.teacher_model is None or self.teacher_layer is None:
+            if self.teacher_model is None or self._teacher is None:
                 raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
-            teacher = _ask_teacher(self.teacher_model, self.teacher_layer, x)
+            teacher = _ask_teacher(self._teacher, self.teacher_model, x)
         else:
             _checks.shape(
                 "teacher[0]", _checks.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
             )
-        student = _features_and_logits(self.student_model, self.student_layer, x, "student")
+        student = self._student.read(self.student_model, x)
         output: CIDOutput = self.criterion(*student, *teacher, target)
         return output
 
@@ -408,16 +359,17 @@ class Distiller(nn.Module):
         return self._predict(x)
 
     def _predict(self, x: Any) -> Tensor:
-        features, logits = _features_and_logits(self.student_model, self.student_layer, x, "student")
+        features, logits = self._student.read(self.student_model, x)
         return logits if self.warming_up else self.criterion.predict(features, logits)
 
     def student(self, *, head: bool = True, fold: bool = True) -> nn.Module:
         """The student as it is now, in eval mode, as a module that shares nothing with the training.
 
-        A copy of `student_model` whose classifying layer yields the interventional logits z in place of its own logits
-        s, by a `cid.FoldedHead` attached to it as `intervention`. So it is called as the model is and returns what the
-        model returns, with z for s; a forward that goes on behind the layer goes on with z. The weights keep their
-        names. `torch.compile`, `torch.export` and `torch.onnx.export` take it.
+        A copy of `student_model` that yields the interventional logits z in place of its own logits s, by a
+        `cid.FoldedHead` attached to it as `intervention`: to its classifying layer where this is a linear one, else (of
+        a convolution, or of several layers) to the model. So it is called as the model is and returns what the model
+        returns, with z for s. The weights keep their names. `torch.compile`, `torch.export` and `torch.onnx.export`
+        take it.
 
         Args:
             head: False for a plain copy, which predicts with s: for those who can't change the network.
@@ -432,7 +384,14 @@ class Distiller(nn.Module):
             >>> torch.equal(distiller.student(head=False)(x), student(x))
             True
         """
-        model = copy.deepcopy(self.student_model).eval()
+        if _is_sharded(self):
+            raise RuntimeError(
+                "student: its parameters, or the head's, are sharded (fully_shard), accepted: whole ones. Gather them "
+                "with torch.distributed.checkpoint.state_dict.get_model_state_dict(distiller, "
+                "options=StateDictOptions(full_state_dict=True)), load that into a Distiller that was not sharded, and "
+                "call its student()"
+            )
+        model = _copy(self.student_model).eval()
         if not head:
             return model
         if fold:
@@ -452,7 +411,21 @@ class Distiller(nn.Module):
         return [{"params": student + head["params"], "weight_decay": weight_decay}, adapter]
 
 
-def _in_features(model: nn.Module, layer_name: str) -> int:
-    size = model.get_submodule(layer_name).in_features
-    assert isinstance(size, int)
-    return size
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also where a layer keeps a tensor that was computed: the old `torch.nn.utils.weight_norm` does."""
+    memo = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _is_sharded(distiller: nn.Module) -> bool:
+    """Whether `fully_shard` has been at a module, or parameters are `DTensor`s for another reason."""
+    # To import these takes as long as PyTorch does: who has not done so has none of theirs.
+    tensor, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
+    return (tensor is not None and any(isinstance(value, tensor.DTensor) for value in distiller.parameters())) or (
+        fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in distiller.modules())
+    )

@@ -1,5 +1,6 @@
 """The losses as modules, which hold options, parameters and state; the formulas are in `cid.functional`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from cid import _checks
 from cid import functional as F
+from cid._mirror import Mirror
 from cid.context import ContextBank
 from cid.functional import CIDOutput
 from cid.head import InterventionalHead
@@ -128,7 +130,7 @@ class ClassLoss(nn.Module):
         return f"ignore_index={self.ignore_index}"
 
 
-class CIDLoss(nn.Module):
+class CIDLoss(Mirror):
     r"""Comprehensive interventional distillation: all terms, what is trained with them, and the schedule.
 
     .. math:: \alpha (\mathrm{ce} + \mathrm{kd}) + \beta \, \mathrm{sample} + \gamma \, \mathrm{class}
@@ -189,8 +191,9 @@ class CIDLoss(nn.Module):
     """
 
     epoch: Tensor
-    # DistributedDataParallel would overwrite each rank's sums with those of rank 0 before every step.
-    _ddp_params_and_buffers_to_ignore = ("bank.numerator", "bank.denominator")
+    # DistributedDataParallel would overwrite each rank's sums with those of rank 0 before every step; and the counts,
+    # which each rank keeps by itself, would have to be read again.
+    _ddp_params_and_buffers_to_ignore = ("epoch", "bank.numerator", "bank.denominator", "bank.steps")
 
     def __init__(
         self,
@@ -239,11 +242,13 @@ class CIDLoss(nn.Module):
         )
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         self._set_epoch(0)
+        self._keep()
         self.register_load_state_dict_post_hook(_read_epoch)  # type: ignore[no-untyped-call]
 
     @property
     def warming_up(self) -> bool:
         """Whether the current epoch is one of the warm-up, without ce."""
+        self._notice()
         return self._warming_up
 
     def forward(
@@ -268,33 +273,49 @@ class CIDLoss(nn.Module):
             ValueError: An argument has a wrong shape, device or value; nothing has been gathered.
         """
         adapter, head, bank = self.adapter, self.head, self.bank  # each look costs a microsecond
+        self._notice()
+        if self._warming_up:  # else the contexts tell how many classes there are
+            _checks.shape("student_logits", _checks.tensor("student_logits", student_logits), ("B", head.num_classes))
         counting = self.training and bank.steps_per_turn is not None
         if counting and bank.turn_if_due():
             self._count_epoch()
         gathering = self.training and self._gathering
-        output = F.cid_loss(
-            student_features,
-            student_logits,
-            teacher_features,
-            teacher_logits,
-            target,
-            adapter_weight=adapter.weight,
-            adapter_bias=adapter.bias,
-            head_weight=head.weight,
-            head_bias=head.bias,
-            context=None if self.warming_up else bank.context,
-            beta=self.beta,
-            gamma=self.gamma,
-            alpha=self.alpha,
-            temperature=self.temperature,
-            differentiable_context=head.differentiable,
-            ignore_index=self.ignore_index,
-            context_sums=(bank.numerator, bank.denominator) if gathering else None,
-            backend=self.backend,
-        )
+        try:
+            output = F.cid_loss(
+                student_features,
+                student_logits,
+                teacher_features,
+                teacher_logits,
+                target,
+                adapter_weight=adapter.weight,
+                adapter_bias=adapter.bias,
+                head_weight=head.weight,
+                head_bias=head.bias,
+                context=None if self._warming_up else bank.context,
+                beta=self.beta,
+                gamma=self.gamma,
+                alpha=self.alpha,
+                temperature=self.temperature,
+                differentiable_context=head.differentiable,
+                ignore_index=self.ignore_index,
+                context_sums=(bank.numerator, bank.denominator) if gathering else None,
+                backend=self.backend,
+            )
+        except ValueError:
+            # The function names weights, too: where a shape is the fault, say it of what was passed here.
+            self._check_shapes(student_features, student_logits, teacher_features, teacher_logits)
+            raise
         if counting:
             bank.count_step()
         return output
+
+    def _check_shapes(
+        self, student_features: Tensor, student_logits: Tensor, teacher_features: Tensor, teacher_logits: Tensor
+    ) -> None:
+        _checks.shape("student_features", student_features, ("B", self.head.dim))
+        _checks.shape("student_logits", student_logits, (len(student_features), self.head.num_classes))
+        _checks.shape("teacher_features", teacher_features, (len(student_features), self.adapter.out_features))
+        _checks.shape("teacher_logits", teacher_logits, (len(student_features), self.head.num_classes))
 
     def predict(self, student_features: Tensor, student_logits: Tensor) -> Tensor:
         """The interventional logits z, shape (B, C), with which the student predicts after training."""
@@ -304,12 +325,14 @@ class CIDLoss(nn.Module):
     def epoch_end(self) -> None:
         """Turn the bank and count the epoch; with `steps_per_turn`, which does so in its own time, do nothing."""
         if self.bank.steps_per_turn is None:
+            self._notice()
             self.bank.turn()
             self._count_epoch()
 
     def _count_epoch(self) -> None:
         self._set_epoch(self._epoch + 1)
         self.epoch.fill_(self._epoch)
+        self._keep()
 
     def _set_epoch(self, epoch: int) -> None:
         # The schedule must not read a buffer, which on a GPU waits for the device: a copy on the host decides. And a
@@ -317,6 +340,17 @@ class CIDLoss(nn.Module):
         self._epoch = epoch
         self._warming_up = epoch < self.warmup_epochs
         self._gathering = epoch >= self.warmup_epochs - 1
+
+    def _watched(self) -> tuple[Tensor, ...]:
+        return self.epoch, self.bank.context
+
+    def _read(self, changed: list[bool]) -> None:
+        epoch = int(self.epoch)
+        if all(changed) and self.bank.context.any():
+            # An average of training states has a mean epoch, rounded down, which says nothing. But that some of them
+            # were past the warm-up, and their heads trained: only then are there contexts.
+            epoch = max(epoch, self.warmup_epochs)
+        self._set_epoch(epoch)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters for an optimizer: the head with `weight_decay`, the adapter without.
@@ -342,6 +376,16 @@ class CIDLoss(nn.Module):
 
 
 def _read_epoch(module: nn.Module, _incompatible_keys: object) -> None:
-    """Bring the host's count of epochs up to what was loaded."""
+    """Bring the host's count of epochs up to what was loaded, which is no average."""
     assert isinstance(module, CIDLoss)
     module._set_epoch(int(module.epoch))
+    module._keep()
+
+
+def ignored_by_ddp(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """What `DistributedDataParallel` is to leave alone in a module `name`, by the names of the module that holds it.
+
+    Also where that is compiled by `torch.compile`: then they begin with `_orig_mod`.
+    """
+    own = [f"{name}.{one}" for one in names if not one.startswith("_orig_mod.")]
+    return (*own, *(f"_orig_mod.{one}" for one in own))

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cid.context import ContextBank
-from cid.losses import CIDLoss
+from cid.losses import CIDLoss, ignored_by_ddp
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -54,9 +53,10 @@ class DistillationCallback(Callback):
                 f"DistillationCallback: {type(pl_module).__name__} holds no cid.Distiller or cid.CIDLoss; "
                 "make one in its __init__"
             )
-        banks = [name for name, module in pl_module.named_modules() if isinstance(module, ContextBank)]
-        sums = {f"{name}.{part}" for name in banks for part in ("numerator", "denominator")}
-        ignored = {*getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()), *sums}
+        criteria = [name for name, module in pl_module.named_modules() if isinstance(module, CIDLoss)]
+        names = CIDLoss._ddp_params_and_buffers_to_ignore
+        ours = {one for name in criteria for one in ignored_by_ddp(name, names)}
+        ignored = {*getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()), *ours}
         pl_module._ddp_params_and_buffers_to_ignore = sorted(ignored)  # type: ignore[assignment]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -52,7 +52,7 @@ def save_network(path: Path, network: nn.Module, description: Description) -> No
     """
     content = to_json(description)
     if isinstance(network, InterventionalStudent):
-        content["intervention"] = {"layer": network.layer_name, "temperature": network.head.temperature}
+        content["intervention"] = {"layer": network.layers, "temperature": network.head.temperature}
     # The description first: weights are never without it.
     write_json(path.with_suffix(".json"), content)
     write_tensors(path, network.state_dict())
@@ -102,7 +102,7 @@ def read_network(path: Path) -> tuple[Description, nn.Module]:
         if intervention is not None:
             network = _with_intervention(network, intervention, tensors)
         network.load_state_dict(tensors)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit {description.model}: {error}") from error
     return description, network.eval()
 
@@ -155,13 +155,15 @@ def _description(content: Any, path: Path) -> tuple[Description, dict[str, Any] 
 
 def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """The network with a head of the right sizes, folded or not, for the tensors to be loaded into."""
+    layers = how["layer"] if isinstance(how["layer"], str) else tuple(how["layer"])
     if how.get("folded"):
-        classes, dim = tensors[f"{how['layer']}.intervention.weight"].shape
-        return with_head(network, how["layer"], FoldedHead(dim, classes, temperature=how["temperature"]))
+        weight = next(value for name, value in tensors.items() if f".{name}".endswith(".intervention.weight"))
+        classes, dim = weight.shape
+        return with_head(network, layers, FoldedHead(dim, classes, temperature=how["temperature"]))
     context = tensors["context"]
     classes, dim = context.shape
     head = InterventionalHead(dim, classes, temperature=how["temperature"])
-    return InterventionalStudent(network, how["layer"], head, context.clone())
+    return InterventionalStudent(network, layers, head, context.clone())
 
 
 def load_teacher(path: Path, network: nn.Module, name: str) -> None:

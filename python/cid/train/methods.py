@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cid import Distiller
 from cid.functional import kd_loss
+from cid.losses import ignored_by_ddp
 from cid.train.config import MethodConfig
 
 
@@ -148,6 +149,8 @@ class CID(Method):
     """
 
     teacher_prefix = "distiller.teacher_model."
+    # DistributedDataParallel asks the module that it wraps.
+    _ddp_params_and_buffers_to_ignore = ignored_by_ddp("distiller", Distiller._ddp_params_and_buffers_to_ignore)
 
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()

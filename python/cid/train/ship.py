@@ -57,7 +57,7 @@ def ship(folder: RunFolder, *, to: str, method: str, seed: int | None, head: boo
     about = to_json(description)
     if isinstance(network, InterventionalStudent) and head:
         about["intervention"] = {
-            "layer": network.layer_name,
+            "layer": network.layers,
             "temperature": network.head.temperature,
             "folded": True,
         }

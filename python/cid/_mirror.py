@@ -1,0 +1,66 @@
+"""A count that a device holds and the host knows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Mirror(nn.Module):
+    """A module with a count in a buffer, of which the host keeps a copy: to look at the buffer waits for the device.
+
+    The buffer's version counter, which the host has, tells whether others wrote into it (an average of weights, a
+    checkpoint loaded in place, `fill_`); then it is read anew. Writing through `Tensor.data` counts for nothing, and in
+    what `torch.compile` traces nothing is looked at.
+    """
+
+    _seen: list[tuple[Tensor, int | None]] | None = None
+
+    def _watched(self) -> tuple[Tensor, ...]:
+        """The buffer with the count, and others to know whether they were changed with it; empty if there is none."""
+        raise NotImplementedError
+
+    def _read(self, changed: list[bool]) -> None:
+        """Take the count from the buffer, given which of the watched ones were changed by others."""
+        raise NotImplementedError
+
+    def _keep(self) -> None:
+        """Take the watched buffers, as they are now, for our own work."""
+        if not torch.compiler.is_compiling():
+            self._seen = [(buffer, _version(buffer)) for buffer in self._watched()]
+
+    def _notice(self) -> None:
+        """Read the count anew if others have changed it."""
+        if self._seen and not torch.compiler.is_compiling():
+            buffer, version = self._seen[0]
+            now = self._watched()
+            if (now[0] is not buffer or _version(buffer) != version or version is None) and not now[0].is_meta:
+                changed = [b is not seen or _version(b) != v for b, (seen, v) in zip(now, self._seen, strict=True)]
+                self._read(changed)
+                self._keep()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._notice()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._notice()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._keep()
+
+    def _replicate_for_data_parallel(self) -> Any:
+        self._notice()
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._seen = None  # its buffers are copies of these
+        return replica
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often a tensor was written; None where nobody counts."""
+    return None if buffer.is_inference() else buffer._version
