@@ -325,3 +325,27 @@ def test_the_state_is_that_of_epochs_without_the_option() -> None:
 def test_bad_steps_per_turn(steps: object) -> None:
     with pytest.raises((ValueError, TypeError), match=r"^steps_per_turn: got .*accepted: "):
         criterion(steps_per_turn=steps)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("student_features", (B, DS + 1)),
+        ("student_logits", (B, C + 1)),
+        ("student_logits", (B, C, 1)),
+        ("student_logits", (B - 1, C)),
+        ("teacher_features", (B, DT + 1)),
+        ("teacher_logits", (B, C - 1)),
+    ],
+)
+def test_errors_name_what_was_passed(name: str, shape: tuple[int, ...], warmup_epochs: int) -> None:
+    names = ("student_features", "student_logits", "teacher_features", "teacher_logits")
+    *inputs, target = batch()
+    given = {other: torch.randn(shape) if other == name else x for other, x in zip(names, inputs, strict=True)}
+    loss = criterion(warmup_epochs=warmup_epochs)
+    with pytest.raises(ValueError, match=rf"^{name}: got shape \({', '.join(map(str, shape))}\), accepted: "):
+        loss(*given.values(), target)
+    if name == "student_logits":  # two that agree, but are of another number of classes
+        with pytest.raises(ValueError, match=r"^(student_logits|teacher_logits): got shape"):
+            loss(inputs[0], torch.randn(B, C + 1), inputs[2], torch.randn(B, C + 1), target)

@@ -343,11 +343,12 @@ def _described(output: Any) -> str:
 
 
 class _Call(NamedTuple):
-    """One call of a layer: what it read and yielded, and how much of the lineage came before."""
+    """One call of a layer: what it read and yielded, how much of the lineage came before, and the output's version."""
 
     features: Any
     output: Any
     since: int = 0
+    version: int = 0
 
 
 # RemovableHandle draws its ids from an unguarded counter; replicas run in threads of one process.
@@ -377,7 +378,8 @@ def _keeper(layer: nn.Module, calls: list[_Call], lineage: "_Lineage | None") ->
         # Replicas of one layer share their hooks: keep what this very one computes.
         if module is layer:
             features = args[0] if args else next(iter(kwargs.values()), None)
-            calls.append(_Call(features, output, 0 if lineage is None else lineage.start(output)))
+            since = 0 if lineage is None else len(lineage.steps)
+            calls.append(_Call(features, output, since, 0 if lineage is None else _version(output)))
 
     return hook
 
@@ -426,8 +428,8 @@ class _Lineage(TorchFunctionMode):
         self.num_classes = num_classes
         self.weights = [(layer.weight, layer.bias) for layer in layers]
         self.calls: list[list[_Call]] = [[] for _ in layers]
-        self.steps: list[tuple[Tensor, Tensor, str]] = []
-        self.versions: dict[int, int] = {}
+        # What came of what, by which kind of operation, and its version then.
+        self.steps: list[tuple[Tensor, Tensor, str, int]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -444,26 +446,19 @@ class _Lineage(TorchFunctionMode):
                     made.append(_Call(args[0], output, len(self.steps)))
         if args and isinstance(output, Tensor) and self.sees(output):
             if func in _KINDS:
-                self.steps.append((output, args[0], _KINDS[func]))
-                self.start(output)
+                self.steps.append((output, args[0], _KINDS[func], _version(output)))
             elif output is args[0]:
-                self.steps.append((output, args[0], "changed"))
+                self.steps.append((output, args[0], "changed", 0))
         return output
 
     def sees(self, tensor: Tensor) -> bool:
         """Whether a tensor could be logits, of a sample or of a position."""
         return tensor.ndim >= 2 and tensor.shape[1] == self.num_classes
 
-    def start(self, tensor: Any) -> int:
-        """Note how a tensor is now, and tell how long the lineage is."""
-        if isinstance(tensor, Tensor) and not torch.compiler.is_compiling():
-            self.versions[id(tensor)] = _version(tensor)
-        return len(self.steps)
-
     def leads(self, call: _Call, logits: Tensor) -> bool:
         """Whether logits are a layer's output, or its average over positions, and nothing was done to them besides."""
         made, kinds, tensor = call.output, set(), logits
-        for result, source, kind in reversed(self.steps[call.since :]):
+        for result, source, kind, _ in reversed(self.steps[call.since :]):
             if result is tensor:
                 kinds.add(kind)
                 tensor = source
@@ -472,12 +467,15 @@ class _Lineage(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return True
         # Changed in place by other names, or through other views.
-        changed = any(self.versions.get(id(value)) != _version(value) for value in (made, logits))
+        versions = {id(made): call.version} | {id(step[0]): step[3] for step in self.steps[call.since :]}
+        changed = any(versions[id(value)] != _version(value) for value in (made, logits))
         return not changed and _is_average(made, logits, rectified="relu" in kinds)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _version(value: Any) -> int:
+    """How often a tensor was written, where that is counted."""
+    traced = torch.compiler.is_compiling() or not isinstance(value, Tensor) or value.is_inference()
+    return 0 if traced else value._version
 
 
 @torch.no_grad()

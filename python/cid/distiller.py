@@ -93,15 +93,17 @@ def with_head(model: nn.Module, layers: Layers, head: FoldedHead) -> nn.Module:
     """Attach a folded head to a model, in place: z takes the place of its logits."""
     # Hooks, not other layers in their place: the layers keep their types, their weights their names.
     classifier = Classifier(model, layers, head.weight.shape[0], "student")
-    if classifier.yields_logits:
-        layer = model.get_submodule(classifier.names[0])
-        layer.add_module("intervention", head)
-        layer.register_forward_hook(_intervene, with_kwargs=True)
+    holder = named = model.get_submodule(classifier.names[-1])
+    while isinstance(holder, nn.Sequential):  # calls all that is in it
+        holder = holder[-1]
+    holder.add_module("intervention", head)
+    if classifier.yields_logits and holder is named:
+        holder.register_forward_hook(_intervene, with_kwargs=True)
         return model
-    model.add_module("intervention", head)
     replace = _Replace(classifier)
     for name in classifier.names:
         model.get_submodule(name).register_forward_pre_hook(partial(replace.keep, name), with_kwargs=True)
+    holder.register_forward_pre_hook(replace.keep_head)
     model.register_forward_hook(replace.intervene)
     return model
 
@@ -114,21 +116,28 @@ def _intervene(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 
 class _Replace:
-    """Puts z where a model yields its logits, which are not a layer's output as it is."""
+    """Puts z where a model yields its logits, which are not a linear layer's output as it is.
+
+    What the layers read is kept until the model is done, for each thread by itself.
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        self.read: dict[tuple[int, str], Tensor] = {}
+        self.kept: dict[tuple[int, str | None], Any] = {}
 
     def keep(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep what a layer reads until the model is done."""
-        self.read[_thread(), name] = next(iter((*args, *kwargs.values())))
+        """Before a layer."""
+        self.kept[_thread(), name] = next(iter((*args, *kwargs.values())))
+
+    def keep_head(self, holder: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the layer with the head: a replica has its own."""
+        self.kept[_thread(), None] = holder.intervention
 
     def intervene(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """What the model yields, with z."""
+        """After the model."""
         thread = _thread()
-        features = self.classifier.features([self.read.pop((thread, name)) for name in self.classifier.names])
-        head = cast(nn.Module, model.intervention)
+        features = self.classifier.features([self.kept.pop((thread, name)) for name in self.classifier.names])
+        head = self.kept.pop((thread, None))
         return with_logits(output, self.classifier.num_classes, lambda logits: head(features, logits))
 
 
@@ -270,11 +279,11 @@ class Distiller(nn.Module):
             ignore_index=ignore_index,
             backend=backend,
         )
-        for name in ("", *self._student.names):
-            if hasattr(student.get_submodule(name), "intervention"):
+        for name, module in student.named_modules():
+            if isinstance(module, FoldedHead):
                 raise ValueError(
-                    f"student: its layer {name!r} has an interventional head already, accepted: a student without one, "
-                    "as Distiller.student(head=False) gives it"
+                    f"student: its layer {name.removesuffix('.intervention')!r} has an interventional head already, "
+                    "accepted: a student without one, as Distiller.student(head=False) gives it"
                 )
         if teacher is not None and any(p.requires_grad for p in set(student.parameters()) & set(teacher.parameters())):
             raise ValueError(
@@ -366,10 +375,9 @@ class Distiller(nn.Module):
         """The student as it is now, in eval mode, as a module that shares nothing with the training.
 
         A copy of `student_model` that yields the interventional logits z in place of its own logits s, by a
-        `cid.FoldedHead` attached to it as `intervention`: to its classifying layer where this is a linear one, else (of
-        a convolution, or of several layers) to the model. So it is called as the model is and returns what the model
-        returns, with z for s. The weights keep their names. `torch.compile`, `torch.export` and `torch.onnx.export`
-        take it.
+        `cid.FoldedHead` attached to its classifying layer (the last of several) as `intervention`. So it is called as
+        the model is and returns what the model returns, with z for s. The weights keep their names. `torch.compile`,
+        `torch.export` and `torch.onnx.export` take it.
 
         Args:
             head: False for a plain copy, which predicts with s: for those who can't change the network.

@@ -342,13 +342,13 @@ class CIDLoss(Mirror):
         self._gathering = epoch >= self.warmup_epochs - 1
 
     def _watched(self) -> tuple[Tensor, ...]:
-        return self.epoch, self.bank.context
+        return self.epoch, self.bank.context, self.bank.numerator, self.bank.denominator
 
     def _read(self, changed: list[bool]) -> None:
         epoch = int(self.epoch)
         if all(changed) and self.bank.context.any():
-            # An average of training states has a mean epoch, rounded down, which says nothing. But that some of them
-            # were past the warm-up, and their heads trained: only then are there contexts.
+            # Where all is written at once, it may be an average of training states: its epoch is a mean, rounded down,
+            # and says nothing. That some of them were past the warm-up, and their heads trained, the contexts say.
             epoch = max(epoch, self.warmup_epochs)
         self._set_epoch(epoch)
 

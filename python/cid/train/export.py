@@ -157,8 +157,7 @@ def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[st
     """The network with a head of the right sizes, folded or not, for the tensors to be loaded into."""
     layers = how["layer"] if isinstance(how["layer"], str) else tuple(how["layer"])
     if how.get("folded"):
-        weight = next(value for name, value in tensors.items() if f".{name}".endswith(".intervention.weight"))
-        classes, dim = weight.shape
+        classes, dim = next(value for name, value in tensors.items() if name.endswith(".intervention.weight")).shape
         return with_head(network, layers, FoldedHead(dim, classes, temperature=how["temperature"]))
     context = tensors["context"]
     classes, dim = context.shape
