@@ -1,5 +1,6 @@
 """Ranks gather contexts apart and turn one bank together."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 import cid
+from cid.train.methods import CID
 
 RANKS, STEPS, B, C = 2, 3, 8, 4
 
@@ -54,3 +56,75 @@ def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
     for rank in range(RANKS):
         for context in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
             torch.testing.assert_close(context, alone.criterion.bank.context)
+
+
+def train_methods(rank: int, folder: str) -> None:
+    """The command line's method, wrapped as its loop does it."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    plain = CID(make())
+    ignored = set(plain._ddp_params_and_buffers_to_ignore)
+    parallel = nn.parallel.DistributedDataParallel(plain)
+    for x, y in batches(rank):
+        parallel(x, y).loss.backward()
+    plain.epoch_end()
+    compiled = make()
+    parallel = nn.parallel.DistributedDataParallel(torch.compile(compiled, backend="eager"))
+    read: list[None] = []
+    compiled.criterion._read = lambda changed: read.append(None)  # type: ignore[method-assign]
+    for x, y in batches(rank):
+        parallel(x, y).loss.backward()
+    compiled.epoch_end()
+    banks = [plain.distiller.criterion.bank.context, compiled.criterion.bank.context]
+    torch.save((banks, len(read), sorted(ignored)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
+def test_the_bank_of_a_method_or_a_compiled_distiller_is_that_of_all_ranks(tmp_path: Path) -> None:
+    spawn(train_methods, args=(str(tmp_path),), nprocs=RANKS)
+    alone = make()
+    for rank in range(RANKS):
+        for x, y in batches(rank):
+            alone(x, y)
+    alone.epoch_end()
+    for rank in range(RANKS):
+        banks, read, ignored = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for context in banks:
+            torch.testing.assert_close(context, alone.criterion.bank.context)
+        assert read == 0  # on a GPU it would wait in every step
+        assert "distiller.criterion.bank.numerator" in ignored
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_student_that_is_wrapped_by_itself_is_refused() -> None:
+    wrapped = nn.parallel.DistributedDataParallel(nn.Linear(10, C))
+    for student in (wrapped, nn.Sequential(wrapped)):
+        with pytest.raises(ValueError, match=r"^student: is wrapped in DistributedDataParallel.* wrap the Distiller"):
+            cid.Distiller(student, nn.Linear(10, C), num_classes=C, beta=1.0, gamma=1.0)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_sharded_student_says_how_to_gather_it() -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    distiller, whole = make(), make()
+    fully_shard(distiller, mesh=init_device_mesh("cpu", (1,)))
+    for x, y in batches(0):
+        distiller(x, y).loss.backward()
+    distiller.epoch_end()
+    with pytest.raises(RuntimeError, match=r"^student: .*sharded.*get_model_state_dict"):
+        distiller.student()
+    whole.load_state_dict(get_model_state_dict(distiller, options=StateDictOptions(full_state_dict=True)))
+    x, _ = batches(0)[0]
+    whole.eval()
+    torch.testing.assert_close(whole.student()(x), whole.predict(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(distiller.eval()(x), whole.predict(x))

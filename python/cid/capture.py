@@ -205,21 +205,16 @@ class Classifier:
         if name not in makers:
             # Of those within each other the innermost, which has the weight; the model itself is no part of it.
             hint = f"It is that of {makers[-1]!r}: name this. " if makers and makers[-1] else ""
-            raise ValueError(self._refusal(model, name) + hint + self._advice(name))
+            raise ValueError(self._refusal(model, name, hint))
 
-    def _refusal(self, model: nn.Module, name: str) -> str:
-        fitting = ", ".join(map(repr, _fitting(model, self.num_classes)))
+    def _refusal(self, model: nn.Module, name: str, hint: str = "") -> str:
+        fitting, argument = tuple(_fitting(model, self.num_classes)), f"{self.role}_layer"
         return (
             f"{self.role}: what it yields is not the output of its layer {name!r} (or the mean of that over the "
-            f"positions of an image), accepted as {self.role}_layer: a layer whose output it is; {self.num_classes} "
-            f"values are yielded by {fitting or 'no linear layer'}. "
-        )
-
-    def _advice(self, name: str) -> str:
-        return (
-            f"Or give the names of one or several layers as a tuple, {self.role}_layer=({name!r},): what they read, "
-            "side by side, is then the representation, and what the model yields are its logits, whatever it makes "
-            "them of"
+            f"positions of an image), accepted as {argument}: a layer whose output it is. {self.num_classes} values "
+            f"come of {', '.join(map(repr, fitting)) or 'no linear layer'}. {hint}Or give names of layers as a tuple, "
+            f"say {argument}={fitting or (name,)!r}: what these read, side by side, is then the representation, and "
+            "what the model yields are its logits, whatever it makes them of"
         )
 
     def _traced(self, model: nn.Module, layers: list[Any], x: Any, checked: bool) -> tuple[Tensor, Tensor]:
@@ -229,7 +224,7 @@ class Classifier:
             output = _call(model, x)
         parts = self._parts(output, lineage.calls)
         if not checked and not lineage.leads(lineage.calls[0][-1], parts[1]):
-            raise ValueError(self._refusal(model, self.names[0]) + self._advice(self.names[0]))
+            raise ValueError(self._refusal(model, self.names[0]))
         return parts
 
 
