@@ -11,7 +11,8 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 TOOL := uv run --quiet --no-project --with-requirements requirements-tools.txt --
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test check format fix lint types pytest cargo-test bench gpu-wheels docs wheel sdist wheel-test audit lock clean
+.PHONY: help demo test test-zoo check format fix lint types pytest cargo-test bench gpu-wheels docs wheel sdist wheel-test \
+	audit lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -21,6 +22,9 @@ demo: .venv/.native ## Set up, then distil a digits classifier three ways and pr
 	cid distill
 
 test: pytest cargo-test ## Set up, then run all tests, doctests included
+
+test-zoo: .venv/.native ## Distil a model of every family that timm, torchvision and Transformers have; takes many minutes
+	python -m pytest -n auto --maxprocesses 4 --dist worksteal -m zoo tests/test_models.py
 
 check: format lint types test ## Everything that a commit must pass
 
