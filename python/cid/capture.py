@@ -149,8 +149,12 @@ class Classifier:
         rows = [self._rows(*each) for each in zip(self.names, self._inputs, read, strict=True)]
         return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
-    def _rows(self, name: str, size: tuple[int, bool], features: Tensor) -> Tensor:
+    def _rows(self, name: str, size: tuple[int, bool], features: Any) -> Tensor:
         dim, positions = size
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f"{self.role}: the input of its layer {name!r} is a {type(features).__name__}, accepted: a tensor"
+            )
         if features.is_quantized:
             features = features.dequantize()
         if positions and features.ndim > 2:
@@ -395,19 +399,18 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 # What leaves the values of logits as they are, and in their order.
 _VIEWS = (
-    torch.clone, torch.dequantize, torch.flatten, torch.reshape, torch.squeeze,
-    Tensor.bfloat16, Tensor.clone, Tensor.contiguous, Tensor.dequantize, Tensor.double, Tensor.flatten, Tensor.float,
-    Tensor.half, Tensor.reshape, Tensor.squeeze, Tensor.to, Tensor.type_as, Tensor.view,
+    torch.clone, torch.dequantize, torch.detach, torch.flatten, torch.reshape, torch.squeeze,
+    Tensor.bfloat16, Tensor.clone, Tensor.contiguous, Tensor.dequantize, Tensor.detach, Tensor.double, Tensor.flatten,
+    Tensor.float, Tensor.half, Tensor.reshape, Tensor.squeeze, Tensor.to, Tensor.type_as, Tensor.view,
 )  # fmt: skip
-# What makes logits of an image of them.
-_POOLS = (
-    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
-    torch.mean, Tensor.mean,
-)  # fmt: skip
+# What makes logits of an image of them; a window may leave out some.
+_POOLS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean, Tensor.mean)
+_WINDOWS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 _KINDS: dict[Any, str] = {
     **dict.fromkeys(_VIEWS, "view"),
     **dict.fromkeys(_POOLS, "pool"),
+    **dict.fromkeys(_WINDOWS, "window"),
     **dict.fromkeys(_RELUS, "relu"),
 }
 
@@ -460,7 +463,7 @@ class _Lineage(TorchFunctionMode):
         if tensor is not made or "changed" in kinds or (kinds - {"view"} and made.ndim == 2):
             return False
         if torch.compiler.is_compiling():
-            return True
+            return "window" not in kinds  # no value can be looked at
         # Changed in place by other names, or through other views.
         versions = {id(made): call.version} | {id(step[0]): step[3] for step in self.steps[call.since :]}
         changed = any(versions[id(value)] != _version(value) for value in (made, logits))
@@ -476,7 +479,7 @@ def _version(value: Any) -> int:
 @torch.no_grad()
 def _is_average(made: Tensor, logits: Tensor, *, rectified: bool) -> bool:
     """Whether logits (B, C) are a layer's output, averaged over its positions, up to rounding."""
-    if made.ndim == 2:
+    if made.ndim == 2 or not made.numel():
         return True
     values = made.dequantize() if made.is_quantized else made
     values = values.relu() if rectified else values
