@@ -20,7 +20,7 @@ class Model(NamedTuple):
     """Height and width of the images."""
     layers: tuple[str, ...] | None = None
     """Its layers, where it is refused without: what it yields is not a layer's output."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012  # nobody writes into it
 
 
 def outcome(build: Callable[[], nn.Module], x: Any, layers: tuple[str, ...] | None) -> cid.Distiller:
@@ -54,10 +54,11 @@ def outcome(build: Callable[[], nn.Module], x: Any, layers: tuple[str, ...] | No
 
 def _logits(model: nn.Module, x: Any) -> Tensor:
     output = model(**x) if isinstance(x, dict) else model(x)
-    if not isinstance(output, Tensor):
-        output = output["logits"] if isinstance(output, dict) else output[0]
-    assert isinstance(output, Tensor)
-    return output
+    if isinstance(output, Tensor):
+        return output
+    members = output.values() if isinstance(output, dict) else output
+    found: Tensor = next(value for value in members if value.shape == (B, C))
+    return found
 
 
 def images(size: int) -> Tensor:
@@ -90,7 +91,8 @@ def hugging_face_model(model: Model) -> nn.Module:
 
     config = transformers.AutoConfig.for_model(model.options["config"])
     for part in (config, getattr(config, "vision_config", None)):
-        for name, value in (SMALL | {"image_size": model.size}).items():
+        sizes = {} if model.options.get("as it is") else SMALL
+        for name, value in (sizes | {"image_size": model.size}).items():
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, value)
     config.num_labels = C
