@@ -164,7 +164,8 @@ class Classifier:
             raise ValueError(
                 f"{self.role}: the input of its layer {name!r} has shape {tuple(features.shape)}, accepted: {accepted}"
             )
-        return features
+        rows: Tensor = features
+        return rows
 
     def _logits(self, output: Any, made: Any) -> Tensor:
         key = logits_key(output, self.num_classes, made if self._named else None)
