@@ -69,7 +69,7 @@ def test_at_least_as_accurate_as_eager(
         for name, sums in errors.items():
             with monkeypatch.context() as patch:
                 if name == "eager":  # the same formulas, in the type of the inputs
-                    patch.setattr(reference, "_wide", lambda x: x)
+                    patch.setattr(reference, "_wide", lambda *tensors: tensors)
                 results = term.value_and_grad(inputs, "native" if name == "native" else "reference")
             for i, (value, true) in enumerate(zip(results, truth, strict=True)):
                 sums[i] += squared_error(value, true) / draws
@@ -229,7 +229,7 @@ def test_context(dtype: torch.dtype, rows: int, classes: int, dim: int, seed: in
 @pytest.mark.parametrize("half_weights", [False, True])
 @pytest.mark.parametrize("half_sums", [False, True])
 def test_context_sums_of_halves(dtype: torch.dtype, backend: str, half_weights: bool, half_sums: bool) -> None:
-    """Weights and sums are of the features' type or of float32; what is refused has added nothing."""
+    """Sums are of the features' type or of float32; what is refused has added nothing."""
     f, y = features(40, 9, dtype), labels(40, 3)
     w = torch.rand(40).to(dtype if half_weights else torch.float32)
     sums = [torch.ones(*shape, dtype=dtype if half_sums else torch.float32) for shape in ((3, 9), (3,))]
@@ -241,7 +241,7 @@ def test_context_sums_of_halves(dtype: torch.dtype, backend: str, half_weights: 
         tolerance = 20 * torch.finfo(mine.dtype).eps
         torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
     before = [x.clone() for x in sums]
-    for change in ({"weights": w.double()}, {"target": y + 3}, {"numerator": sums[0].double()}):
+    for change in ({"weights": w.long()}, {"target": y + 3}, {"numerator": sums[0].double()}):
         arguments: dict[str, Any] = {"weights": w, "target": y, "numerator": sums[0], "denominator": sums[1]}
         with pytest.raises((TypeError, ValueError), match=rf"^{next(iter(change))}|^denominator"):
             F.accumulate_context(f, backend=backend, **(arguments | change))

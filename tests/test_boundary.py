@@ -254,11 +254,13 @@ def _kernels() -> dict[str, tuple[Callable[..., None], list[Any]]]:
     return {
         "kd": (_native.kd, [s, t, y, 4.0, "forward", 0.5, -100, True, new(), new(B, C)]),
         "cross_entropy": (_native.cross_entropy, [s, y, -100, new(), new(B, C)]),
+        "soft_cross_entropy": (_native.soft_cross_entropy, [s, torch.softmax(t, 1), new(), new(B, C)]),
         "sample": (_native.sample, [s, t, True, new(), new(B, C)]),
         "class": (_native.class_, [s, t, y, -100, new(), new(B, C)]),
         "softmax": (_native.softmax, [s, 4.0, new(B, C)]),
         "softmax_backward": (_native.softmax_backward, [s, torch.softmax(t, 1), 4.0, new(B, C)]),
         "context_weights": (_native.context_weights, [t, y, 4.0, -100, new(B)]),
+        "soft_context_weights": (_native.soft_context_weights, [t, torch.softmax(s, 1), 4.0, new(B, C)]),
         "accumulate_context": (_native.accumulate_context, [s, torch.rand(B), y, -100, new(C, C), new(C)]),
         "cid_before": (
             _native.cid_before,
@@ -517,7 +519,7 @@ s, t, y = INPUTS[3]
 for _ in range(3):
     refused(ValueError, target=y + 900)
     refused(ValueError, teacher_logits=t[1:])
-    refused(TypeError, teacher_logits=t.double())
+    refused(TypeError, teacher_logits=t.long())
     refused(TypeError, teacher_logits=None)
     refused(RuntimeError, teacher_logits=t.to("meta"), student_logits=s.to("meta"), target=None)
     refused(TypeError, target=y.int())

@@ -45,6 +45,13 @@ def _head(like: Tensor) -> Tensor:
     return torch.linspace(-1, 1, CLASSES * 2 * STUDENT, dtype=like.dtype).reshape(CLASSES, 2 * STUDENT)
 
 
+def _shares(y: Tensor) -> Tensor:
+    """Most of a label's class, and some of the one before."""
+    classes = torch.arange(CLASSES)
+    own, before = ((y[:, None] == of % CLASSES) for of in (classes, classes + 1))
+    return 0.75 * own + 0.25 * before
+
+
 def _gathered(x: Inputs) -> Tensor:
     numerator, denominator = torch.zeros(CLASSES, STUDENT), torch.zeros(CLASSES)
     weights = F.context_weights(x["q"], x["y"])
@@ -58,7 +65,11 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "kd of tokens": lambda x: F.kd_loss(x["s"][None], x["q"][None], target=x["y"][None], divergence="js", beta=0.3),
     "sample": lambda x: 3 * F.sample_loss(x["a"], x["t"]),
     "class": lambda x: F.class_loss(x["f"], x["t"], x["y"]),
+    "kd beside a half": lambda x: F.kd_loss(x["s"], x["q"].bfloat16()),
+    "kd of a half": lambda x: F.kd_loss(x["s"].half(), x["q"]),
+    "class of shares": lambda x: F.class_loss(x["f"], x["t"], _shares(x["y"])),
     "contexts": _gathered,
+    "contexts of shares": lambda x: _gathered(x | {"y": _shares(x["y"])}),
     "marginal": lambda x: F.marginal_context(x["s"], _context(x["s"]), differentiable=True).square().sum(),
     "interventional": lambda x: (
         F.interventional_logits(x["f"], x["s"], _context(x["s"]), _head(x["s"]), x["s"].new_zeros(CLASSES))
@@ -97,12 +108,15 @@ def test_functions(name: str) -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2], ids=["trained", "gathering", "warm-up"])
-def test_criterion(warmup: int) -> None:
+@pytest.mark.parametrize("target", ["labels", "smoothed", "shares"])
+def test_criterion(warmup: int, target: str) -> None:
     """The bank's sums, which the step changes, included."""
-    eager, traced = criterion(warmup_epochs=warmup), criterion(warmup_epochs=warmup)
+    smoothing = 0.1 if target == "smoothed" else 0.0
+    eager, traced = (criterion(warmup_epochs=warmup, label_smoothing=smoothing) for _ in range(2))
     compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
     for rows in (8, 9, 13):
         x = batch(rows)
+        x["y"] = _shares(x["y"]) if target == "shares" else x["y"]
         outputs = [module(x["f"], x["s"], x["t"], x["q"], x["y"]) for module in (compiled, eager)]
         for name, ours, truth in zip(cid.CIDOutput._fields, *outputs, strict=True):
             torch.testing.assert_close(ours, truth, msg=name)
@@ -301,11 +315,13 @@ def _samples() -> dict[str, tuple[Any, ...]]:
     return {
         "kd": (s, q, y, 4.0, "js", 0.5, IGNORE, True, scalar, like(s)),
         "cross_entropy": (s, y, IGNORE, scalar, like(s)),
+        "soft_cross_entropy": (s, q.softmax(1), scalar, like(s)),
         "sample": (a, t, True, scalar, like(a)),
         "class_": (f, t, y, IGNORE, scalar, like(f)),
         "softmax": (s, 4.0, like(s)),
         "softmax_backward": (q, s.softmax(1), 4.0, like(s)),
         "context_weights": (q, y, 4.0, IGNORE, torch.zeros(8)),
+        "soft_context_weights": (q, s.softmax(1), 4.0, like(q)),
         "accumulate_context": (f, torch.rand(8), y, IGNORE, *sums),
         "column_sums": (s, 2.0, torch.zeros(CLASSES)),
         "cid_before": (f, s, t, q, y, 4.0, IGNORE, terms, like(s), like(f), pair, like(s), *sums),

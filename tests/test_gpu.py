@@ -55,6 +55,27 @@ def test_the_criterion_against_the_reference(warm_up: bool, dtype: torch.dtype) 
         torch.testing.assert_close(results[0][name].cpu().double(), truth, rtol=0, atol=atol, msg=name)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("target", ["labels", "smoothed", "shares"])
+def test_types_and_targets_against_the_reference(half: torch.dtype, target: str) -> None:
+    """A student in float32 beside a teacher in half precision, with each kind of target."""
+    results = []
+    for backend, device, kind in (("triton", DEVICE, torch.float32), ("reference", "cpu", torch.float64)):
+        torch.manual_seed(0)
+        smoothing = 0.1 if target == "smoothed" else 0.0
+        step = Step(torch.float32, warmup_epochs=0, label_smoothing=smoothing, backend=backend).to(device, kind)
+        step.floats[2:] = [x.to(half) if backend == "triton" else x.to(half).double() for x in step.floats[2:]]
+        if target == "shares":
+            hot = (step.labels[:, None] == torch.arange(CLASSES, device=device)).float()
+            step.labels = 0.7 * hot + 0.3 * hot.roll(1, 1)
+        output = step.run()
+        output.loss.backward()
+        results.append(step.everything(output))
+    for name, truth in results[1].items():
+        atol = 16 * torch.finfo(torch.float32).eps * float(truth.abs().max())
+        torch.testing.assert_close(results[0][name].cpu().double(), truth, rtol=0, atol=atol, msg=name)
+
+
 class Step:
     """A criterion and a batch for it, the values those of `dtype`."""
 

@@ -66,6 +66,25 @@ def test_before(rows: int, classes: int, students: int, teachers: int, dtype: to
     close(denominator, sums[1])
 
 
+@sizes
+def test_after_with_shares(rows: int, classes: int, students: int, teachers: int) -> None:
+    """Of ce alone there is another target."""
+    a, t, z = (features(rows, n, torch.float32) for n in (teachers, teachers, classes))
+    y = torch.rand(rows, classes).softmax(1)
+    y[0] = 0
+    terms, loss = torch.tensor([7.0, 2.0, 7.0, 3.0], device=DEVICE), torch.full((), 7.0, device=DEVICE)
+    sample_grad, ce_grad = (torch.full_like(x, 7.0, device=DEVICE) for x in (a, z))
+    adapted, teacher, logits_, target = (x.to(DEVICE) for x in (a, t, z, y))
+    kernels.cid_after(adapted, teacher, logits_, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad)
+
+    z, a = z.double().requires_grad_(), a.double()
+    sample, ce = reference.sample_loss(a, t.double(), "mean"), reference.cross_entropy(z, y, IGNORE)
+    ce.backward()
+    close(terms, torch.stack([ce.detach(), torch.tensor(2.0), sample, torch.tensor(3.0)]))
+    close(loss, (0.5 * (ce.detach() + 2.0) + 10.0 * sample + 2.0 * 3.0))
+    close(ce_grad, z.grad)
+
+
 @types
 @sizes
 def test_after(rows: int, classes: int, students: int, teachers: int, dtype: torch.dtype) -> None:

@@ -253,6 +253,61 @@ def test_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert torch.equal(other_grad, grad)
 
 
+def shares(rows: int, classes: int) -> Tensor:
+    """About every other class has one, and about one row in six none."""
+    y = torch.where(torch.rand(rows, classes) < 0.5, 0.0, torch.rand(rows, classes))
+    y[:, 0] += 0.1
+    return torch.where(torch.rand(rows, 1) < 1 / 6, 0.0, y / y.sum(1, keepdim=True))
+
+
+@by_pieces
+@cases
+def test_soft_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    z, y = logits(*shape, dtype), shares(*shape)
+    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y.double(), IGNORE))
+    z[(y == 0).all(1)] = NAN
+    loss, grad = run(kernels.soft_cross_entropy, z, y)
+    close(loss, true_loss)
+    # Of p - y, each of which may be 1, over the rows that count.
+    close(grad, true_grad, noise=2e-6 / max(int((y != 0).any(1).sum()), 1))
+
+
+@by_pieces
+def test_a_class_without_a_share_may_be_ruled_out() -> None:
+    z, y = logits(5, 37, torch.float32), shares(5, 37)
+    z[y == 0] = -INF
+    z[(y == 0).all(1)] = 0.0
+    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y.double(), IGNORE))
+    loss, grad = run(kernels.soft_cross_entropy, z, y)
+    assert loss.isfinite()
+    close(loss, true_loss)
+    close(grad, true_grad, noise=2e-6)
+
+
+@by_pieces
+@cases
+def test_soft_context_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    q, y = logits(*shape, dtype), shares(*shape)
+    expected = reference.context_weights(q.double(), y, 2.0, IGNORE)
+    q[(y == 0).all(1)] = NAN
+    out = torch.full(shape, 7.0, device=DEVICE)
+    kernels.soft_context_weights(q.to(DEVICE), y.to(DEVICE), 2.0, out)
+    close(out, expected)
+
+
+@cases
+@divergences
+@pytest.mark.parametrize("student", [torch.float32, torch.bfloat16])
+def test_kd_of_two_types(
+    shape: tuple[int, int], dtype: torch.dtype, divergence: str, beta: float, student: torch.dtype
+) -> None:
+    """As it is where the teacher's logits are converted before."""
+    s, q = logits(*shape, torch.float32).to(student), logits(*shape, dtype)
+    results = [run(kernels.kd, s, x, None, 4.0, divergence, beta, IGNORE, True) for x in (q, q.float())]
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 @by_pieces
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_cross_entropy_of_extreme_logits(factor: float) -> None:
@@ -313,6 +368,8 @@ def test_no_rows() -> None:
     kernels.softmax(x, 1.0, x.clone())
     kernels.softmax_backward(x, x, 1.0, x.clone())
     kernels.context_weights(x, y.to(DEVICE), 1.0, IGNORE, torch.empty(0, device=DEVICE))
+    kernels.soft_context_weights(x, x, 1.0, x.clone())
+    assert run(kernels.soft_cross_entropy, x, x)[0] == 0
 
 
 @types

@@ -27,12 +27,18 @@ def floats(**tensors: Tensor) -> None:
     first = next(iter(tensors))
     lead = tensor(first, tensors[first])
     for name, value in tensors.items():
-        if tensor(name, value).dtype not in FLOATS:
-            raise TypeError(f"{name}: got {value.dtype}, accepted: {', '.join(map(str, FLOATS))}")
+        beside(first, lead, **{name: value})
         if value.dtype != lead.dtype:
             raise TypeError(f"{name}: got {value.dtype}, accepted: {lead.dtype}, the type of {first}")
+
+
+def beside(like: str, lead: Tensor, **tensors: Tensor) -> None:
+    """Float tensors on the device of `lead`, each of a type of its own."""
+    for name, value in tensors.items():
+        if tensor(name, value).dtype not in FLOATS:
+            raise TypeError(f"{name}: got {value.dtype}, accepted: {', '.join(map(str, FLOATS))}")
         if value.device != lead.device:
-            raise ValueError(f"{name}: is on {value.device}, accepted: {lead.device}, the device of {first}")
+            raise ValueError(f"{name}: is on {value.device}, accepted: {lead.device}, the device of {like}")
 
 
 def as_wide(like: str, lead: Tensor, **tensors: Tensor) -> None:
@@ -80,6 +86,64 @@ def labels(name: str, value: Tensor, like: Tensor, num_classes: int | None, igno
         assert_labels(name, value, num_classes, ignore_index)
 
 
+def holds_shares(target: object) -> bool:
+    """Whether a target gives the share of each class, and not a label."""
+    return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def targets(name: str, value: Tensor, like: Tensor, num_classes: int | None, ignore_index: int) -> None:
+    """What a sample shows: its label, as `labels` has it, or, in a float tensor, the share of each class in it."""
+    if not holds_shares(value):
+        labels(name, value, like, num_classes, ignore_index)
+        return
+    classes(name, tensor(name, value))
+    shape(name, value, (*like.shape[:-1], "C" if num_classes is None else num_classes))
+    if value.device != like.device:
+        raise ValueError(f"{name}: is on {value.device}, accepted: {like.device}, the device of the features or logits")
+    if value.is_cpu:
+        share_range(name, value)
+    elif _ASSERT_LABELS:
+        torch._assert_async(_are_shares(value).all(), f"{name}: a row holds no shares that add up to 1")
+
+
+# What is added up in half precision is off by less; logits, counts and several labels a sample by more.
+_SHARES_ADD_UP_TO = 0.01
+
+
+def _are_shares(value: Tensor) -> Tensor:
+    """Which rows hold numbers from 0 that add up to 1, or zeros alone."""
+    total = value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))
+    # Not NaN, with which no comparison is true.
+    return (value.amin(-1) >= 0) & (((total - 1).abs() <= _SHARES_ADD_UP_TO) | (total == 0))
+
+
+def _all_are_shares(value: Tensor) -> bool:
+    """Likewise of all rows, where none holds zeros alone: the usual case, in a third of the time."""
+    if value.numel() == 0 or not value.amin().item() >= 0:
+        return False
+    low, high = value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32)).aminmax()
+    return low.item() >= 1 - _SHARES_ADD_UP_TO and high.item() <= 1 + _SHARES_ADD_UP_TO
+
+
+def share_range(name: str, value: Tensor) -> None:
+    """Shares as `_are_shares` has them, wherever looking costs no wait and breaks no trace."""
+    if not _can_look(value) or _all_are_shares(value.detach()):
+        return
+    wrong = (~_are_shares(value.detach())).nonzero()
+    if len(wrong):
+        where = int(wrong[0])
+        row = value.detach()[where]
+        came = f"adds up to {float(row.sum()):.3g}" if row.amin() >= 0 else f"holds {float(row.amin()):.3g}"
+        raise ValueError(
+            f"{name}: row {where} {came}, accepted: shares from 0 that add up to 1, or zeros alone for no label"
+        )
+
+
+def _can_look(value: Tensor) -> bool:
+    """Whether a look at the tensor's values costs no wait for a device and breaks no trace."""
+    return value.is_cpu and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def assert_labels(name: str, value: Tensor, num_classes: int | None, ignore_index: int) -> None:
     """Stop the device, without waiting for it, where a label is out of range."""
     torch._assert_async(~_out_of_range(value, num_classes, ignore_index).any(), f"{name}: a label is out of range")
@@ -92,7 +156,7 @@ def _out_of_range(value: Tensor, num_classes: int | None, ignore_index: int) -> 
 
 def label_range(name: str, value: Tensor, num_classes: int | None, ignore_index: int) -> None:
     """Labels from 0, below `num_classes` if known, wherever looking costs no wait and breaks no trace."""
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not _can_look(value):
         return
     wrong = _out_of_range(value, num_classes, ignore_index).nonzero()
     if len(wrong):
@@ -145,13 +209,15 @@ def not_empty(name: str, rows: Tensor, reduction: str) -> None:
 
 def written(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
     """Tensors written in place: dense, and with no memory in common with any other."""
+    places = {name: _addresses(value) for name, value in {**inputs, **outputs}.items()}
     for name, value in outputs.items():
         if not value.is_contiguous():
             raise ValueError(
                 f"{name}: got strides {value.stride()}, accepted: a contiguous tensor, it is written in place"
             )
-        for other, beside in {**inputs, **outputs}.items():
-            if other != name and _overlap(value, beside):
+        start, end = places[name]
+        for other, (other_start, other_end) in places.items():
+            if other != name and start < other_end and other_start < end:
                 raise ValueError(
                     f"{name}: overlaps {other} in memory, accepted: memory of its own, it is written in place"
                 )
@@ -166,16 +232,13 @@ def writable(**outputs: Tensor) -> None:
             raise ValueError(f"{name}: is a negated view, accepted: a tensor without one, it is written in place")
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether the address ranges of two tensors meet; in a trace and on the meta device there are no addresses."""
-    if torch.compiler.is_compiling() or a.is_meta or not (a.numel() and b.numel()):
-        return False
-    (a_start, a_end), (b_start, b_end) = _addresses(a), _addresses(b)
-    return a_start < b_end and b_start < a_end
-
-
 def _addresses(value: Tensor) -> tuple[int, int]:
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    """Where a tensor begins and ends in memory; in a trace and on the meta device there are no addresses."""
+    if torch.compiler.is_compiling() or value.is_meta or not value.numel():
+        return 0, 0
+    extent = value.numel()
+    if not value.is_contiguous():
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
     return value.data_ptr(), value.data_ptr() + extent * value.element_size()
 
 

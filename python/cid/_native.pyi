@@ -1,8 +1,9 @@
 """The compiled kernels: plain functions over dense CPU tensors, used by `cid.backends.native` alone.
 
-Float tensors of one call share one type, float32, float64, bfloat16 or float16, and are contiguous; labels are int64.
-Losses, context weights and the sums of the context bank are float32 where that type is a half-precision one. Everything
-is checked before anything is written. Outputs are written in place and never overlap an input or each other.
+Float tensors of one call share one type, float32, float64, bfloat16 or float16, and are contiguous; a teacher's may be
+bfloat16 or float16 beside a student's in float32. Labels are int64. Losses, shares of classes, context weights and the
+sums of the context bank are float32 where the type is a half-precision one. Everything is checked before anything is
+written. Outputs are written in place and never overlap an input or each other.
 A `loss` of shape () receives the sum of the rows' losses or, where `mean` is true, their mean over the rows that count;
 one of shape (B,) each row's, as it adds to that. `grad` receives the derivative of their sum or mean and is skipped
 where it is None.
@@ -81,7 +82,10 @@ def cid_after(
     sample_grad: Tensor | None,
     ce_grad: Tensor | None,
 ) -> None:
-    """All that comes after: sample and ce (0 without logits) into `terms`, and the total into `loss`."""
+    """All that comes after: sample and ce (0 without logits) into `terms`, and the total into `loss`.
+
+    The target of ce may be shares, as of `soft_cross_entropy`.
+    """
 
 def kd(
     student_logits: Tensor,
@@ -102,6 +106,9 @@ def kd(
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
     """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    """The mean over rows with a share of `-sum_k y_ik log softmax(z_i)_k` into `loss`, and its derivative in `z`."""
 
 def sample(student_features: Tensor, teacher_features: Tensor, mean: bool, loss: Tensor, grad: Tensor | None) -> None:
     """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
@@ -124,6 +131,9 @@ def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: fl
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
     """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
+
+def soft_context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, out: Tensor) -> None:
+    """`y_ik softmax(q_i / T)_k`, 0 where `y_ik` is."""
 
 def accumulate_context(
     features: Tensor, weights: Tensor, target: Tensor, ignore_index: int, numerator: Tensor, denominator: Tensor

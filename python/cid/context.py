@@ -111,7 +111,7 @@ class ContextBank(Mirror):
         Args:
             features: f, the student's representations, shape (B, D); read as detached.
             teacher_logits: q, shape (B, C).
-            target: Labels, int64, shape (B,).
+            target: Labels, int64, shape (B,), or shares, shape (B, C).
 
         Raises:
             TypeError: An argument has a wrong type or dtype.

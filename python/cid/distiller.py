@@ -3,7 +3,7 @@
 import copy
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast, overload
 
@@ -23,7 +23,22 @@ def _ask_teacher(classifier: Classifier, teacher: nn.Module, x: Any) -> tuple[Te
     # Also where somebody called train() on the teacher, or on a part of it, behind our back.
     if any(module.training for module in teacher.modules()):
         teacher.eval()
-    return classifier.read(teacher, x)
+    return classifier.read(teacher, _in_type_of(teacher, x))
+
+
+def _in_type_of(model: nn.Module, x: Any) -> Any:
+    """A batch in the type of a model's parameters, if none of them has its own: a teacher may be kept in another."""
+    if isinstance(x, Mapping):
+        return {name: _in_type_of(model, value) for name, value in x.items()}
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        return x
+    first = None
+    for parameter in model.parameters():
+        if parameter.dtype == x.dtype:
+            return x
+        if first is None and parameter.dtype in _checks.FLOATS:
+            first = parameter.dtype
+    return x if first is None else x.to(first)
 
 
 def teacher_outputs(
@@ -186,6 +201,7 @@ class Distiller(nn.Module):
         steps_per_turn: N, for a loop that counts steps: N of them are an epoch, and `epoch_end` is not needed.
         differentiable_context: Whether gradients flow through the marginal context.
         ignore_index: A label that marks a sample as unlabelled.
+        label_smoothing: How much of ce goes to all classes alike, from 0 to 1.
         student_layer: Name of the student's classifying layer, where it is not the last fitting one, or a tuple.
         teacher_layer: Likewise.
         teacher_dim: Dt, the size of the teacher's features; with `teacher=None` alone.
@@ -235,6 +251,7 @@ class Distiller(nn.Module):
         steps_per_turn: int | None = None,
         differentiable_context: bool = False,
         ignore_index: int = -100,
+        label_smoothing: float = 0.0,
         student_layer: str | Sequence[str] | None = None,
         teacher_layer: str | Sequence[str] | None = None,
         teacher_dim: int | None = None,
@@ -277,6 +294,7 @@ class Distiller(nn.Module):
             steps_per_turn=steps_per_turn,
             differentiable_context=differentiable_context,
             ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
             backend=backend,
         )
         for name, module in student.named_modules():
@@ -324,8 +342,9 @@ class Distiller(nn.Module):
         """The losses of a batch, or, without labels, what the student predicts.
 
         Args:
-            x: What both models take.
-            target: Labels, int64, shape (B,). None: see `predict`, here with gradients.
+            x: What both models take. A teacher whose parameters are of another type gets it in that.
+            target: Labels, int64, shape (B,), or the share of each class, as mixup makes it, shape (B, C). None: see
+                `predict`, here with gradients.
             teacher: The teacher's features (B, Dt) and logits (B, C) of this very batch, augmented as the student sees
                 it, in place of running the teacher; see `cid.cache`.
 

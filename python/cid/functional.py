@@ -1,17 +1,24 @@
 """The formulas of interventional distillation as pure functions.
 
-Student tensors get gradients; teacher tensors, contexts and weights never do. Float arguments of one call share one
-type and device; half precision, and whatever comes under autocast, is computed in float32, as PyTorch's losses are. A
-loss is float32, or float64 for float64 inputs.
+Student tensors get gradients; teacher tensors, contexts and weights never do. All share one device. The student's
+tensors of one call share one type, float32, float64, bfloat16 or float16; each of the teacher's has its own, as a
+teacher in half precision beside a student in float32. Half precision, and whatever comes under autocast, is computed in
+float32, as PyTorch's losses are, and a term in float64 where one of its tensors is. A loss has the type that it is
+computed in, a gradient that of its tensor.
 
 Every function takes `backend`: `None` for the fastest that can serve the call (or the one that the environment variable
 `CID_BACKEND` names), `"native"` (Rust; on the CPU), `"triton"` (on a CUDA device) or `"reference"` (plain PyTorch, any
 device).
 A named backend that can't serve the call raises `RuntimeError`.
 
-Labels out of range raise on the CPU. On another device nobody can look at them without waiting for it: there they count
-as ignored (`"triton"`) or trip PyTorch's own assertions (`"reference"`); with `CID_CHECK_LABELS=1` in the environment
-they stop the device, at the cost of a few launches a call.
+A `target` is a label a sample, int64, shape (B,), or, as mixup and CutMix make it, the share of each class, floats of
+any type, shape (B, C): numbers from 0 that add up to 1. One-hot shares give what the label gives. A sample has no
+label where that is `ignore_index`, and where all shares are 0. A target gets no gradient.
+
+Labels out of range, and shares that are none (negative, NaN, or adding up to 1 by more than 0.01 too much or too
+little), raise on the CPU. On another device nobody can look at them without waiting for it: there such labels count as
+ignored (`"triton"`) or trip PyTorch's own assertions (`"reference"`), and such shares are computed with as they are;
+with `CID_CHECK_LABELS=1` in the environment both stop the device, at the cost of a few launches a call.
 
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
 """
@@ -34,7 +41,9 @@ from cid.backends import (
     select,
     self_checking,
     self_checking_whole,
+    takes_beside,
 )
+from cid.backends.targets import majority
 
 __all__ = [
     "CIDOutput",
@@ -154,7 +163,8 @@ def kd_loss(
     samples = None
     if chosen is None or student_logits.ndim != 2 or target is not None:
         student_logits, teacher_logits = _autocast(student_logits, teacher_logits)
-        _checks.floats(student_logits=student_logits, teacher_logits=teacher_logits)
+        _checks.floats(student_logits=student_logits)
+        _checks.beside("student_logits", student_logits, teacher_logits=teacher_logits)
         _checks.classes("student_logits", student_logits)
         _checks.shape("teacher_logits", teacher_logits, student_logits.shape)
         samples = student_logits.shape[:-1]
@@ -216,7 +226,8 @@ def sample_loss(
 def _feature_rows(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
     """Features of any rank as one row a sample, checked."""
     student, teacher = _autocast(student_features, teacher_features)
-    _checks.floats(student_features=student, teacher_features=teacher)
+    _checks.floats(student_features=student)
+    _checks.beside("student_features", student, teacher_features=teacher)
     return _rows("student_features", student), _rows("teacher_features", teacher)
 
 
@@ -250,7 +261,8 @@ def class_loss(
     Args:
         student_features: The student's raw (not adapted) representations, shape (B, Ds); of higher rank, flattened.
         teacher_features: The teacher's, shape (B, Dt); gets no gradient.
-        target: Labels, int64, shape (B,): any numbers from 0, one a class.
+        target: Labels, int64, shape (B,): any numbers from 0, one a class. Or shares, shape (B, C): a sample is in the
+            class that has more than half of it, or in none.
         ignore_index: A label that marks a sample as in no class.
         backend: See the module.
 
@@ -276,8 +288,8 @@ def class_loss(
         student_features, teacher_features = _feature_rows(student_features, teacher_features)
         _checks.shape("teacher_features", teacher_features, (student_features.shape[0], "Dt"))
         chosen = select(backend, student_features, teacher_features)
-    _checks.labels("target", target, student_features, None, ignore_index)
-    return chosen.class_loss(student_features, teacher_features, target, ignore_index)
+    _checks.targets("target", target, student_features, None, ignore_index)
+    return chosen.class_loss(student_features, teacher_features, *majority(target, ignore_index))
 
 
 def context_weights(
@@ -290,15 +302,17 @@ def context_weights(
 ) -> Tensor:
     r"""The teacher's softened belief in each sample's true class, :math:`w_i = \mathrm{softmax}(q_i / T)_{y_i}`.
 
+    Of shares, the belief in each class times its share, :math:`w_{ik} = y_{ik} \, \mathrm{softmax}(q_i / T)_k`.
+
     Args:
         teacher_logits: q, shape (B, C).
-        target: Labels y, int64, shape (B,).
+        target: Labels y, int64, shape (B,), or shares, shape (B, C).
         temperature: T, from 1e-30 to 1e30.
         ignore_index: A label that marks a sample as unlabelled: its weight is 0.
         backend: See the module.
 
     Returns:
-        The weights, shape (B,), without gradient; float32 for half-precision logits.
+        The weights, shape (B,) or (B, C), without gradient; float32 for half-precision logits.
 
     Raises:
         TypeError: An argument has a wrong type or dtype.
@@ -314,13 +328,13 @@ def context_weights(
     _checks.temperature(temperature)
     _checks.integer("ignore_index", ignore_index)
     chosen = self_checking(backend, teacher_logits)
-    if chosen is None:
+    if chosen is None or _checks.holds_shares(target):
         (teacher_logits,) = _autocast(teacher_logits)
         _checks.floats(teacher_logits=teacher_logits)
         _checks.shape("teacher_logits", teacher_logits, ("B", "C"))
         _checks.classes("teacher_logits", teacher_logits)
         chosen = select(backend, teacher_logits)
-    _checks.labels("target", target, teacher_logits, teacher_logits.shape[-1], ignore_index)
+    _checks.targets("target", target, teacher_logits, teacher_logits.shape[-1], ignore_index)
     return chosen.context_weights(teacher_logits, target, float(temperature), ignore_index)
 
 
@@ -338,12 +352,14 @@ def accumulate_context(
 
     .. math:: N_k \mathrel{+}= \sum_{i: y_i = k} w_i f_i, \qquad d_k \mathrel{+}= \sum_{i: y_i = k} w_i
 
-    The context of class k over an epoch is then :math:`M_k = N_k / d_k`.
+    The context of class k over an epoch is then :math:`M_k = N_k / d_k`. With shares each sample adds to each class:
+
+    .. math:: N_k \mathrel{+}= \sum_i w_{ik} f_i, \qquad d_k \mathrel{+}= \sum_i w_{ik}
 
     Args:
         features: f, shape (B, D); read as detached.
-        weights: w, shape (B,), as of `context_weights`; of the features' type, or float32 for half-precision features.
-        target: Labels y, int64, shape (B,).
+        weights: w, as of `context_weights`, of the target's shape; added in the type of the sums.
+        target: Labels y, int64, shape (B,), or shares, shape (B, C), which only tell the samples without a label.
         numerator: N, shape (C, D), contiguous; of the features' type, or float32 for half-precision features.
         denominator: d, shape (C,), of the numerator's type.
         ignore_index: A label that marks a sample as unlabelled: it adds nothing.
@@ -365,15 +381,15 @@ def accumulate_context(
     """
     _checks.integer("ignore_index", ignore_index)
     chosen = self_checking(backend, features, weights, numerator, denominator)
-    # Beside half precision the others may have either of two types, which the kernel by itself does not take.
-    if chosen is None or features.dtype in _checks.HALVES:
+    # Beside half precision the sums may have either of two types, which the kernel by itself does not take.
+    if chosen is None or features.dtype in _checks.HALVES or _checks.holds_shares(target):
         features, weights = _autocast(features, weights)
         _checks.floats(features=features)
-        _checks.as_wide("features", features, weights=weights)
+        _checks.beside("features", features, weights=weights)
         _check_sums("features", {"features": features, "weights": weights}, numerator, denominator)
-        _checks.shape("weights", weights, (features.shape[0],))
         chosen = select(backend, features, weights, numerator, denominator)
-    _checks.labels("target", target, features, numerator.shape[0], ignore_index)
+    _checks.targets("target", target, features, numerator.shape[0], ignore_index)
+    _checks.shape("weights", weights, target.shape)
     _checks.writable(numerator=numerator, denominator=denominator)
     chosen.accumulate_context(features, weights, target, ignore_index, numerator, denominator)
 
@@ -520,6 +536,7 @@ def cid_loss(
     temperature: float = 4.0,
     differentiable_context: bool = False,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
     context_sums: tuple[Tensor, Tensor] | None = None,
     backend: str | None = None,
 ) -> CIDOutput:
@@ -529,18 +546,20 @@ def cid_loss(
 
     with ce the cross-entropy of `interventional_logits`, kd as `kd_loss`, sample as `sample_loss` of the adapted
     features :math:`A f_i + a`, and class as `class_loss` of the raw ones. Each is a mean over the batch (ce: over its
-    labelled samples, 0 where there is none).
+    labelled samples, 0 where there is none). Of shares y, ce is :math:`-\sum_k y_{ik} \log \mathrm{softmax}(z_i)_k`;
+    class and the contexts are as `class_loss`, `context_weights` and `accumulate_context` have them.
 
     Memory: on the native backend, beyond inputs, results and gradients, one (B, C) matrix (first the student's belief,
     then the gradient in z), [f ; m] of shape (B, 2 Ds), the adapted features and the gradient in them, both (B, Dt),
     and the gradient of class, (B, Ds); of these [f ; m] and the gradients are kept for the backward.
+    Shares add their weights, and label smoothing the smoothed target, both (B, C).
 
     Args:
         student_features: f, shape (B, Ds): the input of the student's last linear layer.
         student_logits: s, shape (B, C).
         teacher_features: t, shape (B, Dt); gets no gradient.
         teacher_logits: q, shape (B, C); gets no gradient.
-        target: Labels, int64, shape (B,).
+        target: Labels, int64, shape (B,), or shares, shape (B, C).
         adapter_weight: A, shape (Dt, Ds).
         adapter_bias: a, shape (Dt,).
         head_weight: W, shape (C, 2 Ds).
@@ -552,6 +571,8 @@ def cid_loss(
         temperature: T of the softened logits and of the intervention.
         differentiable_context: Whether gradients flow through m into the student's logits.
         ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
+        label_smoothing: From 0 to 1: how much of ce goes to all classes alike, as in
+            `torch.nn.functional.cross_entropy`. Class and the contexts take the target as it is.
         context_sums: Numerator and denominator of `accumulate_context`, to which the batch is added in passing.
         backend: See the module.
 
@@ -582,7 +603,7 @@ def cid_loss(
         student_features, student_logits, teacher_features, teacher_logits, target,
         adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums,
     )  # fmt: skip
-    options = CIDOptions(alpha, beta, gamma, temperature, ignore_index)
+    options = CIDOptions(alpha, beta, gamma, temperature, ignore_index, label_smoothing)
     chosen = None if differentiable_context else self_checking_whole(backend, inputs, options)
     if chosen is None:
         _check_criterion(inputs, options)
@@ -621,8 +642,9 @@ def _check_criterion(inputs: CIDInputs, options: CIDOptions) -> None:
     _checks.shape("adapter_bias", inputs.adapter_bias, (teacher_features.shape[1],))
     _checks.temperature(options.temperature)
     _checks.integer("ignore_index", options.ignore_index)
-    _checks.labels("target", inputs.target, features, num_classes, options.ignore_index)
-    if context is None or inputs.context_sums is not None:
+    _checks.number("label_smoothing", options.label_smoothing, low=0.0, high=1.0)
+    _checks.targets("target", inputs.target, features, num_classes, options.ignore_index)
+    if not inputs.target.is_floating_point() and (context is None or inputs.context_sums is not None):
         # The other terms that see the labels know no number of classes, or come too late.
         _checks.label_range("target", inputs.target, num_classes, options.ignore_index)
     if context is not None:
@@ -638,11 +660,18 @@ def _as_whole(backend: str | None, inputs: CIDInputs) -> Fused | None:
         name: x for name, x in inputs._asdict().items() if isinstance(x, Tensor) and name not in ("target", "context")
     }
     lead, sums = inputs.student_features, inputs.context_sums
+    teacher = inputs.teacher_features.dtype
     if (
         _autocast_is_on(lead)
         # Too much of its gradients, written in the forward, would be lost before a GradScaler's factor could save it.
         or lead.dtype == torch.float16
-        or any(x.dtype != lead.dtype or x.device != lead.device or x.numel() == 0 for x in read.values())
+        or not takes_beside(lead.dtype, teacher)
+        or any(
+            x.dtype != (teacher if name.startswith("teacher") else lead.dtype)
+            or x.device != lead.device
+            or x.numel() == 0
+            for name, x in read.items()
+        )
     ):
         return None
     chosen = select(backend, *read.values())
@@ -663,7 +692,7 @@ def _as_whole(backend: str | None, inputs: CIDInputs) -> Fused | None:
 
 def _composed(inputs: CIDInputs, options: CIDOptions, differentiable_context: bool, backend: str | None) -> CIDOutput:
     """The criterion as the sum of its terms."""
-    alpha, beta, gamma, temperature, ignore_index = options
+    alpha, beta, gamma, temperature, ignore_index, label_smoothing = options
     f, s, t, q, target, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
     kd = kd_loss(s, q, temperature=temperature, backend=backend)
     adapted = F.linear(*_autocast(f, adapter_weight, adapter_bias))
@@ -677,9 +706,10 @@ def _composed(inputs: CIDInputs, options: CIDOptions, differentiable_context: bo
             temperature=temperature, differentiable=differentiable_context, backend=backend,
         )  # fmt: skip
         (wide,) = _autocast(logits)
-        ce = select(backend, wide).cross_entropy(wide, target, ignore_index)
+        ce = select(backend, wide).cross_entropy(wide, target, ignore_index, label_smoothing)
     if context_sums is not None:
         with torch.no_grad():
+            q = q.double() if f.dtype == torch.float64 else q  # the sums are one term, of both
             weights = context_weights(q, target, temperature=temperature, ignore_index=ignore_index, backend=backend)
             accumulate_context(f, weights, target, *context_sums, ignore_index=ignore_index, backend=backend)
     loss = alpha * (ce + kd) + beta * sample + gamma * class_

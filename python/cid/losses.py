@@ -160,6 +160,7 @@ class CIDLoss(Mirror):
         steps_per_turn: N, where steps and not calls of `epoch_end` count the epochs.
         differentiable_context: Whether gradients flow through the marginal context into the student's logits.
         ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
+        label_smoothing: From 0 to 1: how much of ce goes to all classes alike; see `cid.functional.cid_loss`.
         backend: See `cid.functional`.
 
     Attributes:
@@ -210,6 +211,7 @@ class CIDLoss(Mirror):
         steps_per_turn: int | None = None,
         differentiable_context: bool = False,
         ignore_index: int = -100,
+        label_smoothing: float = 0.0,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -220,12 +222,14 @@ class CIDLoss(Mirror):
         _checks.integer("warmup_epochs", warmup_epochs)
         _checks.number("warmup_epochs", warmup_epochs, low=0)
         _checks.number("context_momentum", context_momentum, low=0.0, high=1.0)
+        _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature
         self.alpha = alpha
         self.warmup_epochs = warmup_epochs
         self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
         self.backend = backend
         self.adapter = nn.Linear(student_dim, teacher_dim)
         self.head = InterventionalHead(
@@ -266,7 +270,8 @@ class CIDLoss(Mirror):
             student_logits: s, shape (B, C), its output.
             teacher_features: t, shape (B, Dt).
             teacher_logits: q, shape (B, C).
-            target: Labels, int64, shape (B,).
+            target: Labels, int64, shape (B,), or the share of each class, a float type, shape (B, C); see
+                `cid.functional`.
 
         Raises:
             TypeError: An argument has a wrong type or dtype.
@@ -298,6 +303,7 @@ class CIDLoss(Mirror):
                 temperature=self.temperature,
                 differentiable_context=head.differentiable,
                 ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
                 context_sums=(bank.numerator, bank.denominator) if gathering else None,
                 backend=self.backend,
             )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cid.backends import native, ops, reference, triton
-from cid.backends.fused import Fused, dense, real
+from cid.backends.fused import Fused, dense, real, takes_beside
 from cid.backends.options import CIDInputs, CIDOptions, KDOptions
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "select",
     "self_checking",
     "self_checking_whole",
+    "takes_beside",
 ]
 
 
@@ -44,7 +45,9 @@ class Backend(Protocol):
         self, student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int, /
     ) -> Tensor: ...
 
-    def cross_entropy(self, logits: Tensor, target: Tensor, ignore_index: int, /) -> Tensor: ...
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0, /
+    ) -> Tensor: ...
 
     def context_weights(
         self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, /

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cid import _checks
+from cid.backends import targets
 from cid.backends.options import CIDInputs, CIDOptions, KDOptions
 
 _KINDS = (Tensor, torch.nn.Parameter)  # a subclass may keep its values elsewhere
@@ -56,11 +57,13 @@ class Kernels(Protocol):
 
     kd: Callable[..., None]
     cross_entropy: Callable[..., None]
+    soft_cross_entropy: Callable[..., None]
     sample: Callable[..., None]
     class_: Callable[..., None]
     softmax: Callable[..., None]
     softmax_backward: Callable[..., None]
     context_weights: Callable[..., None]
+    soft_context_weights: Callable[..., None]
     accumulate_context: Callable[..., None]
     column_sums: Callable[..., None]
     cid_before: Callable[..., None]
@@ -77,6 +80,7 @@ class Fused:
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions
     ) -> Tensor:
         """See `cid.functional.kd_loss`."""
+        student_logits, teacher_logits = _side_by_side(student_logits, teacher_logits)
         shape, mean = _rows(student_logits, options.reduction)
         labels = None if target is None else _dense(target)
         numbers = options.temperature, options.divergence, options.beta, options.ignore_index
@@ -84,6 +88,7 @@ class Fused:
 
     def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
         """See `cid.functional.sample_loss`."""
+        student_features, teacher_features = _side_by_side(student_features, teacher_features)
         shape, mean = _rows(student_features, reduction)
         return _loss(student_features, shape, self.kernels.sample, _dense(teacher_features), mean)
 
@@ -91,15 +96,29 @@ class Fused:
         self, student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int
     ) -> Tensor:
         """See `cid.functional.class_loss`."""
+        student_features, teacher_features = _side_by_side(student_features, teacher_features)
         labels = _dense(target)
         return _loss(student_features, (), self.kernels.class_, _dense(teacher_features), labels, ignore_index)
 
-    def cross_entropy(self, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-        """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none."""
+    def cross_entropy(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
+        """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none.
+
+        Of shares, or with label smoothing, of `-sum_k y_k log softmax(z)_k`.
+        """
+        if target.is_floating_point() or label_smoothing != 0:
+            if not target.is_floating_point():
+                _checks.label_range("target", target, logits.shape[1], ignore_index)
+            shares = targets.smoothed(target, logits.shape[1], ignore_index, label_smoothing, real(logits))
+            return _loss(logits, (), self.kernels.soft_cross_entropy, _dense(shares))
         return _loss(logits, (), self.kernels.cross_entropy, _dense(target), ignore_index)
 
     def context_weights(self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
         """See `cid.functional.context_weights`."""
+        if target.is_floating_point():
+            q = _dense(teacher_logits)
+            weights = torch.empty_like(q, dtype=real(q))
+            self.kernels.soft_context_weights(q, _dense(target.detach().to(weights.dtype)), temperature, weights)
+            return weights
         weights = teacher_logits.new_empty(teacher_logits.shape[:1], dtype=real(teacher_logits))
         self.kernels.context_weights(_dense(teacher_logits), _dense(target), temperature, ignore_index, weights)
         return weights
@@ -113,11 +132,20 @@ class Fused:
         numerator: Tensor,
         denominator: Tensor,
     ) -> None:
-        """See `cid.functional.accumulate_context`."""
-        sums = numerator, denominator
-        if features.dtype in _checks.HALVES:  # the weights and sums may be float32, as the kernel has them
-            weights, sums = weights.float(), (numerator.float(), denominator.float())
-        self.kernels.accumulate_context(_dense(features), _dense(weights), _dense(target), ignore_index, *sums)
+        """See `cid.functional.accumulate_context`; with shares the sums are matrix products, PyTorch's."""
+        wide, sums = real(features), (numerator, denominator)
+        if weights.dtype != wide:
+            weights = weights.to(wide)
+        if features.dtype in _checks.HALVES:  # the sums may be of the same type, or float32, as the kernel has them
+            sums = numerator.float(), denominator.float()
+        if target.is_floating_point():
+            # All classes may have a share of each sample: there is nothing for a kernel to leave out.
+            none = ~targets.labelled(target, None, ignore_index)[:, None]
+            f, w = (x.detach().to(wide).masked_fill(none, 0.0) for x in (features, weights))
+            sums[0].addmm_(w.t(), f)
+            sums[1].add_(w.sum(0))
+        else:
+            self.kernels.accumulate_context(_dense(features), _dense(weights), _dense(target), ignore_index, *sums)
         if sums[0] is not numerator:
             numerator.copy_(sums[0])
             denominator.copy_(sums[1])
@@ -138,8 +166,9 @@ class Fused:
     def cid_loss(self, inputs: CIDInputs, options: CIDOptions) -> tuple[Tensor, Tensor, Tensor | None]:
         """The total, its terms (ce, kd, sample, class) and z; see `cid.functional.cid_loss`.
 
-        The inputs are dense (see `dense`), and of one type but for the context and its sums, which are of the type that
-        the terms are computed in. The marginal context is not differentiated.
+        The inputs are dense (see `dense`), and of one type but for those of the teacher (see `takes_beside`), for the
+        context, which may be of the type that the terms are computed in, and for its sums, which are. The marginal
+        context is not differentiated.
         """
         f, s, t, q, y, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
         if context is None:  # warm-up: nothing of the head reaches the loss
@@ -170,6 +199,24 @@ def _dense(tensor: Tensor) -> Tensor:
 def real(tensor: Tensor) -> torch.dtype:
     """The type that a tensor is computed in, and that its losses have."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def takes_beside(student: torch.dtype, teacher: torch.dtype) -> bool:
+    """Whether the kernels take a student and a teacher of these types: the same, or either half beside float32."""
+    return student == teacher or (student == torch.float32 and teacher in _checks.HALVES)
+
+
+def _side_by_side(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in types that the kernels take: as they are, or converted up.
+
+    The student's gradient passes back through the conversion to its own type.
+    """
+    if student.dtype != teacher.dtype:
+        wide = torch.promote_types(real(student), real(teacher))
+        student = student.to(wide)
+        if not takes_beside(wide, teacher.dtype):
+            teacher = teacher.detach().to(wide)
+    return student, teacher
 
 
 def _refuse_second_order() -> None:
@@ -230,9 +277,7 @@ def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: 
     if student.requires_grad and torch.is_grad_enabled():
         if student.dtype == torch.float16:
             # It has no room for small gradients, which a scaled loss makes large: they must not be rounded before.
-            student, *arguments = (  # type: ignore[assignment]
-                x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x for x in (student, *arguments)
-            )
+            student = student.float()  # beside a teacher in float16, or none
         return cast(Tensor, _GradientInForward.apply(student, shape, kernel, *arguments))
     dense = _dense(student)
     loss = dense.new_empty(shape, dtype=real(dense))
@@ -302,11 +347,17 @@ class _CID(torch.autograd.Function):
         x = belief = z = z_grad = None
         if context is not None:
             x, belief = f.new_empty(f.shape[0], 2 * f.shape[1]), torch.empty_like(s)
-        numerator, denominator = context_sums or (None, None)
+        soft = y.is_floating_point()
+        labels, ignored = targets.majority(y, options.ignore_index)
+        numerator, denominator = (None, None) if soft or context_sums is None else context_sums
         kernels.cid_before(
-            f, s, t, q, y, options.temperature, options.ignore_index,
+            f, s, t, q, labels, options.temperature, ignored,
             terms, kd_grad, class_grad, x, belief, numerator, denominator,
         )  # fmt: skip
+        if soft and context_sums is not None:
+            fused = Fused(kernels)
+            weights = fused.context_weights(q, y, options.temperature, ignored)
+            fused.accumulate_context(f, weights, y, ignored, *context_sums)
         adapted = F.linear(f, adapter_weight, adapter_bias)
         sample_grad = torch.empty_like(adapted) if needs_f or needs_adapter_weight or needs_adapter_bias else None
         if context is not None and x is not None and belief is not None:
@@ -317,8 +368,10 @@ class _CID(torch.autograd.Function):
                 m.copy_(Fused(kernels).marginal_context(s, context, options.temperature, False))
             z = F.linear(x, head_weight, head_bias)  # W f and W m at once
             z_grad = belief if needs_f or needs_weight or needs_bias else None
+            if soft or options.label_smoothing != 0:
+                labels = targets.smoothed(y, z.shape[1], ignored, options.label_smoothing, terms.dtype)
         kernels.cid_after(
-            adapted, t, z, y, options.ignore_index, options.alpha, options.beta, options.gamma,
+            adapted, t, z, labels, ignored, options.alpha, options.beta, options.gamma,
             terms, loss, sample_grad, z_grad,
         )  # fmt: skip
         ctx.mark_non_differentiable(terms, *(() if z is None else (z,)))

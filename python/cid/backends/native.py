@@ -57,6 +57,8 @@ def fits(inputs: CIDInputs, options: CIDOptions) -> bool:
     return (
         _native.cid_fits(*inputs[:10], factors, options.temperature, options.ignore_index)
         and inputs.student_features.dtype != torch.float16
+        and type(options.label_smoothing) is float
+        and 0.0 <= options.label_smoothing <= 1.0
         and (context_sums is None or not any(x.requires_grad or x.is_neg() for x in context_sums))
     )
 

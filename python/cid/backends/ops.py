@@ -20,12 +20,14 @@ SCHEMAS = {
     "kd": "Tensor student_logits, Tensor teacher_logits, Tensor? target, float temperature, str divergence, float beta,"
     " int ignore_index, bool mean, Tensor(a!) loss, Tensor(b!)? grad",
     "cross_entropy": "Tensor logits, Tensor target, int ignore_index, Tensor(a!) loss, Tensor(b!)? grad",
+    "soft_cross_entropy": "Tensor logits, Tensor target, Tensor(a!) loss, Tensor(b!)? grad",
     "sample": "Tensor student_features, Tensor teacher_features, bool mean, Tensor(a!) loss, Tensor(b!)? grad",
     "class_": "Tensor student_features, Tensor teacher_features, Tensor target, int ignore_index,"
     " Tensor(a!) loss, Tensor(b!)? grad",
     "softmax": "Tensor logits, float temperature, Tensor(a!) out",
     "softmax_backward": "Tensor grad_output, Tensor probabilities, float temperature, Tensor(a!) grad",
     "context_weights": "Tensor teacher_logits, Tensor target, float temperature, int ignore_index, Tensor(a!) out",
+    "soft_context_weights": "Tensor teacher_logits, Tensor target, float temperature, Tensor(a!) out",
     "accumulate_context": "Tensor features, Tensor weights, Tensor target, int ignore_index,"
     " Tensor(a!) numerator, Tensor(b!) denominator",
     "column_sums": "Tensor matrix, float factor, Tensor(a!) out",

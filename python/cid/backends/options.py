@@ -39,3 +39,4 @@ class CIDOptions(NamedTuple):
     gamma: float
     temperature: float
     ignore_index: int
+    label_smoothing: float

@@ -1,6 +1,7 @@
 """The formulas in plain PyTorch: readable, on any device and type; the truth for every fast backend.
 
-Half-precision inputs are computed in float32; losses and context weights come out in float32 (float64 for float64).
+Half-precision inputs are computed in float32, and all of a formula in float64 where one of them is; losses and context
+weights come out in the type that they are computed in.
 Nothing here waits for the device. Callers have checked the arguments, but for the values of the labels.
 """
 
@@ -10,21 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cid import _checks
+from cid.backends import targets
 from cid.backends.options import KDOptions
 
 NORM_FLOOR = 1e-12  # as `torch.nn.functional.normalize`
 
 
-def _wide(x: Tensor) -> Tensor:
-    """`x` in the type that the formulas are computed in."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _labelled(target: Tensor, num_classes: int | None, ignore_index: int) -> Tensor:
-    """Which samples have a label."""
-    _checks.label_range("target", target, num_classes, ignore_index)
-    return target != ignore_index
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the type that a formula of them is computed in."""
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    return tuple(x.to(dtype) for x in tensors)
 
 
 def _reduce(rows: Tensor, reduction: str) -> Tensor:
@@ -35,11 +31,8 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions) -> Tensor:
     """`T^2` times a divergence between `P = softmax(s/T)` and `Q = softmax(q/T)`, with `0 log 0 = 0`."""
-    labelled = None if target is None else _labelled(target, student_logits.shape[1], options.ignore_index)
-    student, teacher = (
-        _scaled(student_logits, options.temperature),
-        _scaled(teacher_logits.detach(), options.temperature),
-    )
+    labelled = None if target is None else targets.labelled(target, student_logits.shape[1], options.ignore_index)
+    student, teacher = (x / options.temperature for x in _wide(student_logits, teacher_logits.detach()))
     if labelled is not None:  # a row that counts nothing may hold anything, which 0 * NaN would not leave out
         student, teacher = (torch.where(labelled[:, None], x, 0.0) for x in (student, teacher))
     log_p, log_q = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
@@ -69,30 +62,26 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (a * difference).sum(1)
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    return _wide(logits) / temperature
-
-
 def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
     """`||s - t||^2 / ||t||^2` of each row; a teacher's row of zeros has no scale to compare with and counts 0."""
-    teacher = _wide(teacher_features.detach())
+    student, teacher = _wide(student_features, teacher_features.detach())
     norm = teacher.norm(dim=1, keepdim=True)
     safe = torch.where(norm == 0, 1.0, norm)
     # Divided before squaring: a ratio of norms neither overflows nor underflows where the squares would.
-    rows = ((_wide(student_features) - teacher) / safe).square().sum(1)
+    rows = ((student - teacher) / safe).square().sum(1)
     return _reduce(torch.where(norm.squeeze(1) == 0, 0.0, rows), reduction)
 
 
 def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """`mean_k ||Gt_k - Gs_k||_F^2 / n_k^2` over the classes with two samples or more, as one masked B x B product."""
-    labelled = _labelled(target, None, ignore_index)
+    labelled = targets.labelled(target, None, ignore_index)
     same = (target[:, None] == target) & labelled[:, None] & labelled
     count = same.sum(1)
     paired = count >= 2
     # An unlabelled row may hold anything, which 0 * NaN would let into the gradients of the others.
     student, teacher = (
-        F.normalize(torch.where(labelled[:, None], _wide(x), 0.0), dim=1, eps=NORM_FLOOR)
-        for x in (student_features, teacher_features.detach())
+        F.normalize(torch.where(labelled[:, None], x, 0.0), dim=1, eps=NORM_FLOOR)
+        for x in _wide(student_features, teacher_features.detach())
     )
     difference = torch.where(same & paired[:, None], teacher @ teacher.T - student @ student.T, 0.0)
     weight = torch.where(paired, 1.0 / count.clamp(min=1).to(difference.dtype), 0.0)
@@ -100,17 +89,34 @@ def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tenso
     return (difference.square().sum(1) * weight.square()).sum() / classes
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """`-log softmax(z)[y]`, the mean over the labelled samples; 0 where there is none."""
-    labelled = _labelled(target, logits.shape[1], ignore_index)
-    total = F.cross_entropy(_wide(logits), target, ignore_index=ignore_index, reduction="sum")
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
+    """`-log softmax(z)[y]` or `-sum_k y_k log softmax(z)_k`, the mean over the labelled samples; 0 where there is none.
+
+    Label smoothing mixes `1 / C` of each class into `y`.
+    """
+    labelled = targets.labelled(target, logits.shape[1], ignore_index)
+    (wide,) = _wide(logits)
+    if target.is_floating_point():
+        shares = (1.0 - label_smoothing) * target.detach().to(wide.dtype) + label_smoothing / logits.shape[1]
+        log_p = F.log_softmax(torch.where(labelled[:, None], wide, 0.0), dim=1)
+        # A class without a share adds nothing, even where its logarithm is -inf.
+        rows = -(shares * torch.where(shares == 0, 0.0, log_p)).sum(1)
+        total = torch.where(labelled, rows, 0.0).sum()
+    else:
+        total = F.cross_entropy(
+            wide, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+        )
     return total / labelled.sum().clamp(min=1)
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
-    """`softmax(q/T)[y]`, 0 for an ignored sample: like a loss, never in half precision."""
-    labelled = _labelled(target, teacher_logits.shape[1], ignore_index)
-    belief = torch.softmax(_scaled(teacher_logits.detach(), temperature), dim=1)
+    """`softmax(q/T)[y]`, 0 for an ignored sample, or `y_k softmax(q/T)_k`: like a loss, never in half precision."""
+    labelled = targets.labelled(target, teacher_logits.shape[1], ignore_index)
+    (wide,) = _wide(teacher_logits.detach())
+    belief = torch.softmax(wide / temperature, dim=1)
+    if target.is_floating_point():
+        shares = target.detach().to(belief.dtype)
+        return torch.where(shares == 0, 0.0, shares * belief)
     own = belief.gather(1, torch.where(labelled, target, 0)[:, None]).squeeze(1)
     return torch.where(labelled, own, 0.0)
 
@@ -118,11 +124,19 @@ def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, 
 def accumulate_context(
     features: Tensor, weights: Tensor, target: Tensor, ignore_index: int, numerator: Tensor, denominator: Tensor
 ) -> None:
-    """`numerator[y] += w f` and `denominator[y] += w`; an ignored sample adds 0 to row 0, whatever it holds."""
-    labelled = _labelled(target, len(denominator), ignore_index)
+    """`numerator[y] += w f` and `denominator[y] += w`, or to each class k its `w_k f` and `w_k`.
+
+    An ignored sample adds 0, whatever it holds.
+    """
+    labelled = targets.labelled(target, len(denominator), ignore_index)
+    f = torch.where(labelled[:, None], features.detach().to(numerator.dtype), 0.0)
+    if target.is_floating_point():
+        w = torch.where(labelled[:, None], weights.detach().to(denominator.dtype), 0.0)
+        numerator.addmm_(w.T, f)
+        denominator.add_(w.sum(0))
+        return
     row = torch.where(labelled, target, 0)
     w = torch.where(labelled, weights.detach().to(denominator.dtype), 0.0)
-    f = torch.where(labelled[:, None], features.detach().to(numerator.dtype), 0.0)
     numerator.index_add_(0, row, w[:, None] * f)
     denominator.index_add_(0, row, w)
 
@@ -130,5 +144,5 @@ def accumulate_context(
 def marginal_context(student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool) -> Tensor:
     """`m = softmax(s/T) M`, in the type of the logits."""
     logits = student_logits if differentiable else student_logits.detach()
-    belief = torch.softmax(_scaled(logits, temperature), dim=1)
-    return (belief @ _wide(context.detach())).to(student_logits.dtype)
+    wide, context = _wide(logits, context.detach())
+    return (torch.softmax(wide / temperature, dim=1) @ context).to(student_logits.dtype)

@@ -40,9 +40,9 @@ const PARTS: usize = 16;
 /// # Errors
 ///
 /// Where lengths do not fit, or a label is negative and not `ignore_index`.
-pub fn class<E: Element>(
+pub fn class<E: Element, T: Element<Real = E::Real>>(
     student_features: &[E],
-    teacher_features: &[E],
+    teacher_features: &[T],
     target: &[i64],
     [students, teachers]: [usize; 2],
     ignore_index: i64,
@@ -123,9 +123,9 @@ fn classes<'a, 'b, E: Element>(samples: &'b mut [Sample<'a, E>]) -> Vec<(&'b mut
     classes
 }
 
-struct Inputs<'a, E> {
+struct Inputs<'a, E, T> {
     student: &'a [E],
-    teacher: &'a [E],
+    teacher: &'a [T],
     layout: Layout,
 }
 
@@ -216,9 +216,9 @@ fn place(square: usize) -> [usize; 2] {
 }
 
 /// The share of a class in the loss, and its gradients.
-fn of_class<E: Element>(
+fn of_class<E: Element, T: Element<Real = E::Real>>(
     level: Level,
-    inputs: &Inputs<E>,
+    inputs: &Inputs<E, T>,
     class: &mut [Sample<E>],
     share: f64,
     work: &mut Work<E::Real>,
@@ -342,9 +342,9 @@ fn by_features<E: Element>(
 
 /// Copies the rows of some samples, each divided by its norm.
 #[inline(always)]
-fn normalize<S: Simd, E: Element>(
+fn normalize<S: Simd, E: Element, T: Element<Real = E::Real>>(
     simd: S,
-    inputs: &Inputs<E>,
+    inputs: &Inputs<E, T>,
     class: &[Sample<E>],
     features: &mut [E::Real],
     norms: &mut [f64],
@@ -852,7 +852,7 @@ mod tests {
 
     #[test]
     fn a_negative_label_is_named() {
-        let error = class(&[0.0_f32; 2], &[0.0; 2], &[0, -3], [1, 1], IGNORED, &mut 0.0, None).unwrap_err();
+        let error = class(&[0.0_f32; 2], &[0.0_f32; 2], &[0, -3], [1, 1], IGNORED, &mut 0.0, None).unwrap_err();
         let expected = "target: label -3 at index 1 is negative (accepted: 0 and above, or ignore_index -100)";
         assert_eq!(error.to_string(), expected);
     }

@@ -1,12 +1,14 @@
 //! The context bank: the weight of each sample, and the weighted sums over the samples of each class.
+//!
+//! Of shares, each sample has a weight for each class, and the sums are matrix products, which PyTorch computes.
 
 use fearless_simd::prelude::*;
 
 use crate::dispatch::{self, dispatch};
 use crate::par::{self, Chunks};
 use crate::rows::{self, Loss, RowFormula, Scratch};
-use crate::simd::{Element, Vector, load, store};
-use crate::softmax::Softmax;
+use crate::simd::{Element, Real, Vector, for_each_vector, load, splat, store};
+use crate::softmax::{Softmax, pieces};
 use crate::{Error, check_labels, check_len, check_shape, check_temperature};
 
 /// `softmax(q_i / T)[y_i]` of each row, 0 for an ignored one.
@@ -41,11 +43,11 @@ struct Weights<'a, E> {
 }
 
 impl<E: Element> RowFormula<E> for Weights<'_, E> {
-    const NEUTRAL: f64 = f64::NEG_INFINITY;
+    const NEUTRAL: [f64; 2] = [f64::NEG_INFINITY; 2];
 
     #[inline(always)]
-    fn operands(&self, row: usize) -> [&[E]; 2] {
-        [&self.teacher_logits[row * self.classes..][..self.classes], &[]]
+    fn operands(&self, row: usize) -> (&[E], &[E]) {
+        (&self.teacher_logits[row * self.classes..][..self.classes], &[])
     }
 
     #[inline(always)]
@@ -53,7 +55,7 @@ impl<E: Element> RowFormula<E> for Weights<'_, E> {
         &self,
         simd: S,
         row: usize,
-        [q, _]: [&[E]; 2],
+        (q, _): (&[E], &[E]),
         _out: Option<&mut [E]>,
         Scratch([kept, _]): &mut Scratch<E::Real>,
     ) -> f64 {
@@ -61,6 +63,66 @@ impl<E: Element> RowFormula<E> for Weights<'_, E> {
             label if label == self.ignore_index => 0.0,
             label => Softmax::of(simd, q, self.temperature, kept).log(q[label as usize]).exp(),
         }
+    }
+}
+
+/// `y_ik softmax(q_i / T)_k` of each row; 0 where `y_ik` is, whatever the row holds.
+///
+/// # Errors
+///
+/// Where lengths do not fit, or the temperature is out of range.
+pub fn soft_context_weights<T: Element>(
+    teacher_logits: &[T],
+    shares: &[T::Real],
+    shape: [usize; 2],
+    temperature: f64,
+    out: &mut [T::Real],
+) -> Result<(), Error> {
+    check_temperature(temperature)?;
+    check_shape("teacher_logits", teacher_logits, shape)?;
+    check_shape("target", shares, shape)?;
+    check_shape("out", out, shape)?;
+    rows::run(&SoftWeights { teacher_logits, shares, classes: shape[1], temperature }, shape, None, Some(out))
+}
+
+struct SoftWeights<'a, T: Element> {
+    teacher_logits: &'a [T],
+    shares: &'a [T::Real],
+    classes: usize,
+    temperature: f64,
+}
+
+impl<R: Real, T: Element<Real = R>> RowFormula<R, T> for SoftWeights<'_, T> {
+    const NEUTRAL: [f64; 2] = [0.0, f64::NEG_INFINITY];
+
+    #[inline(always)]
+    fn operands(&self, row: usize) -> (&[R], &[T]) {
+        let at = row * self.classes;
+        (&self.shares[at..][..self.classes], &self.teacher_logits[at..][..self.classes])
+    }
+
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        _row: usize,
+        (y, q): (&[R], &[T]),
+        out: Option<&mut [R]>,
+        Scratch([kept, _]): &mut Scratch<R>,
+    ) -> f64 {
+        let softmax = Softmax::of(simd, q, self.temperature, kept);
+        let Some(out) = out else { return 0.0 };
+        let zero = splat::<S, R>(simd, 0.0);
+        for (i, piece) in pieces(y.len()) {
+            let per_sum = splat::<S, R>(simd, softmax.per_sum(i, kept));
+            let (e, y, out) = (&kept.exponentials[piece.clone()], &y[piece.clone()], &mut out[piece]);
+            for_each_vector!(simd, Vector<S, R>, y.len(), read [e, y], write [out], sum [], stream [out], |at, _counted| {
+                let y_k = load::<S, R>(simd, y, at);
+                let weight = load::<S, R>(simd, e, at) * per_sum * y_k;
+                store::<S, R>(y_k.simd_eq(zero).select(zero, weight), out, at);
+            });
+        }
+        0.0
     }
 }
 
@@ -227,6 +289,47 @@ mod tests {
         check_weights::<Bf16>(3e-7);
         check_weights::<F16>(3e-7);
         check_weights::<f64>(1e-14);
+    }
+
+    fn check_soft_weights<E: Tested>(tolerance: f64) {
+        on_every_level(|| {
+            for classes in SIZES {
+                let rows = 5;
+                let mut q: Vec<E> = random(rows * classes, 3.0, 1);
+                let mut shares: Vec<E::Real> = random(rows * classes, 1.0, 2);
+                // Every other class, and no class of a row, which may hold anything.
+                for (i, share) in shares.iter_mut().enumerate().filter(|(i, _)| i % 2 == 1 || i / classes == 3) {
+                    *share = E::Real::default();
+                    if i / classes == 3 {
+                        q[i] = E::from_f64(f64::NAN);
+                    }
+                }
+                let [weights, parallel] = serial_and_parallel(|| {
+                    let mut out = vec![E::Real::from_f64(7.0); rows * classes];
+                    soft_context_weights(&q, &shares, [rows, classes], 2.0, &mut out).unwrap();
+                    out
+                });
+                same_bits(&weights, &parallel);
+                for i in 0..rows {
+                    let row = i * classes..(i + 1) * classes;
+                    let (q, y) = (widen(&q[row.clone()]), widen(&shares[row.clone()]));
+                    let max = q.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let e: Vec<f64> = q.iter().map(|x| ((x - max) / 2.0).exp()).collect();
+                    let sum: f64 = e.iter().sum();
+                    let expected: Vec<f64> =
+                        e.iter().zip(y).map(|(e, y)| if y == 0.0 { 0.0 } else { y * e / sum }).collect();
+                    assert_close(&widen(&weights[row]), &expected, tolerance);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn weights_of_shares_agree_with_f64() {
+        check_soft_weights::<f32>(5e-7);
+        check_soft_weights::<Bf16>(5e-7);
+        check_soft_weights::<F16>(5e-7);
+        check_soft_weights::<f64>(1e-14);
     }
 
     fn check_sums<E: Tested>(tolerance: f64) {

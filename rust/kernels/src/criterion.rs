@@ -5,7 +5,7 @@ use crate::rows::{Loss, Reduction};
 use crate::simd::Element;
 use crate::{
     Divergence, Error, accumulate_context, check_labels, check_shape, class, context_weights, cross_entropy, kd,
-    sample, softmax,
+    sample, soft_cross_entropy, softmax,
 };
 
 /// Where the value of each term stands.
@@ -28,22 +28,22 @@ pub struct Sizes {
 }
 
 /// What student and teacher make of a batch.
-pub struct Batch<'a, E> {
+pub struct Batch<'a, E, T> {
     /// f, (B, Ds)
     pub student_features: &'a [E],
     /// s, (B, C)
     pub student_logits: &'a [E],
     /// t, (B, Dt)
-    pub teacher_features: &'a [E],
+    pub teacher_features: &'a [T],
     /// q, (B, C)
-    pub teacher_logits: &'a [E],
+    pub teacher_logits: &'a [T],
     /// y, (B,)
     pub target: &'a [i64],
     /// B, C, Ds and Dt.
     pub sizes: Sizes,
 }
 
-impl<E> Batch<'_, E> {
+impl<E, T> Batch<'_, E, T> {
     /// The number of elements of all matrices.
     pub fn elements(&self) -> usize {
         2 * self.student_logits.len() + self.student_features.len() + self.teacher_features.len()
@@ -80,8 +80,8 @@ pub struct ContextSums<'a, R> {
 ///
 /// Where lengths do not fit, the temperature is out of range, or a label is neither a class nor `ignore_index`:
 /// nothing has been added to the sums.
-pub fn before<E: Element>(
-    batch: &Batch<E>,
+pub fn before<E: Element, T: Element<Real = E::Real>>(
+    batch: &Batch<E, T>,
     temperature: f64,
     ignore_index: i64,
     outputs: Before<E>,
@@ -124,6 +124,15 @@ pub fn before<E: Element>(
     Ok(())
 }
 
+/// What the logits z are to say.
+#[derive(Clone, Copy)]
+pub enum Target<'a, R> {
+    /// The class of each sample, and the label of those without one.
+    Labels(&'a [i64], i64),
+    /// The share of each class in each sample; all 0 in those without one.
+    Shares(&'a [R]),
+}
+
 /// What each term counts.
 #[derive(Clone, Copy)]
 pub struct Weights {
@@ -152,22 +161,25 @@ pub struct After<'a, E: Element> {
 /// # Errors
 ///
 /// Where lengths do not fit, or a label is neither a class nor `ignore_index`.
-pub fn after<E: Element>(
+pub fn after<E: Element, T: Element<Real = E::Real>>(
     adapted: &[E],
-    teacher_features: &[E],
+    teacher_features: &[T],
     logits: Option<&[E]>,
-    target: &[i64],
-    [teachers, classes]: [usize; 2],
-    ignore_index: i64,
+    target: Target<E::Real>,
+    [samples, teachers, classes]: [usize; 3],
     weights: Weights,
     outputs: After<E>,
 ) -> Result<(), Error> {
-    let (samples, terms) = (target.len(), outputs.terms);
+    let terms = outputs.terms;
     let value = Loss::Total(&mut terms[SAMPLE]);
     sample(adapted, teacher_features, [samples, teachers], Reduction::Mean, value, outputs.sample_grad)?;
-    match logits {
-        Some(z) => cross_entropy(z, target, [samples, classes], ignore_index, &mut terms[CE], outputs.ce_grad)?,
-        None => terms[CE] = E::Real::default(),
+    let (value, shape) = (&mut terms[CE], [samples, classes]);
+    match (logits, target) {
+        (Some(z), Target::Labels(y, ignore_index)) => {
+            cross_entropy(z, y, shape, ignore_index, value, outputs.ce_grad)?;
+        }
+        (Some(z), Target::Shares(y)) => soft_cross_entropy(z, y, shape, value, outputs.ce_grad)?,
+        (None, _) => *value = E::Real::default(),
     }
     let Weights { alpha, beta, gamma } = weights;
     let term = |index: usize| terms[index].to_f64();

@@ -31,9 +31,9 @@ pub enum Divergence {
 ///
 /// Where lengths do not fit, the temperature or `beta` is out of range, or a label is neither a class nor
 /// `ignore_index`.
-pub fn kd<E: Element>(
+pub fn kd<E: Element, T: Element<Real = E::Real>>(
     student_logits: &[E],
-    teacher_logits: &[E],
+    teacher_logits: &[T],
     target: Option<&[i64]>,
     shape: [usize; 2],
     temperature: f64,
@@ -63,9 +63,9 @@ pub fn kd<E: Element>(
     rows::run(&formula, shape, Some(loss), grad)
 }
 
-struct Kd<'a, E> {
+struct Kd<'a, E, T> {
     student_logits: &'a [E],
-    teacher_logits: &'a [E],
+    teacher_logits: &'a [T],
     target: Option<&'a [i64]>,
     classes: usize,
     temperature: f64,
@@ -75,12 +75,13 @@ struct Kd<'a, E> {
     slope: f64,
 }
 
-impl<E: Element> RowFormula<E> for Kd<'_, E> {
-    const NEUTRAL: f64 = f64::NEG_INFINITY;
+impl<E: Element, T: Element<Real = E::Real>> RowFormula<E, T> for Kd<'_, E, T> {
+    const NEUTRAL: [f64; 2] = [f64::NEG_INFINITY; 2];
 
     #[inline(always)]
-    fn operands(&self, row: usize) -> [&[E]; 2] {
-        [self.student_logits, self.teacher_logits].map(|logits| &logits[row * self.classes..][..self.classes])
+    fn operands(&self, row: usize) -> (&[E], &[T]) {
+        let at = row * self.classes;
+        (&self.student_logits[at..][..self.classes], &self.teacher_logits[at..][..self.classes])
     }
 
     #[inline(always)]
@@ -88,7 +89,7 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
         &self,
         simd: S,
         row: usize,
-        [s, q]: [&[E]; 2],
+        (s, q): (&[E], &[T]),
         grad: Option<&mut [E]>,
         Scratch([s_kept, q_kept]): &mut Scratch<E::Real>,
     ) -> f64 {
@@ -100,22 +101,22 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
         }
         let divergence = match self.divergence {
             Divergence::Forward => {
-                let pair = Pair::of(simd, [q, s], self.temperature, [q_kept, s_kept]);
+                let pair = Pair::of(simd, (q, s), self.temperature, [q_kept, s_kept]);
                 if let Some(grad) = grad {
                     self.forward_gradient(simd, &pair, grad);
                 }
-                pair.kl(simd, [q, s])
+                pair.kl(simd, (q, s))
             }
             Divergence::Reverse => {
-                let pair = Pair::of(simd, [s, q], self.temperature, [s_kept, q_kept]);
-                let divergence = pair.kl(simd, [s, q]);
+                let pair = Pair::of(simd, (s, q), self.temperature, [s_kept, q_kept]);
+                let divergence = pair.kl(simd, (s, q));
                 if let Some(grad) = grad {
-                    self.reverse_gradient(simd, &pair, divergence, [s, q], grad);
+                    self.reverse_gradient(simd, &pair, divergence, (s, q), grad);
                 }
                 divergence
             }
             Divergence::JensenShannon { beta } => {
-                let pair = Pair::of(simd, [s, q], self.temperature, [s_kept, q_kept]);
+                let pair = Pair::of(simd, (s, q), self.temperature, [s_kept, q_kept]);
                 self.jensen_shannon(simd, &pair, beta, s.len(), grad)
             }
         };
@@ -123,7 +124,7 @@ impl<E: Element> RowFormula<E> for Kd<'_, E> {
     }
 }
 
-impl<E: Element> Kd<'_, E> {
+impl<E: Element, T: Element<Real = E::Real>> Kd<'_, E, T> {
     /// `P - Q`, the derivative of `KL(Q || P)` in `s / T`; `pair` is teacher and student.
     #[inline(always)]
     fn forward_gradient<S: Simd>(&self, simd: S, pair: &Pair<E::Real>, grad: &mut [E]) {
@@ -148,7 +149,7 @@ impl<E: Element> Kd<'_, E> {
         simd: S,
         pair: &Pair<E::Real>,
         divergence: f64,
-        [s, q]: [&[E]; 2],
+        (s, q): (&[E], &[T]),
         grad: &mut [E],
     ) {
         let logs = pair.logs(simd);
@@ -224,9 +225,9 @@ const CLOSE_BELOW: f64 = 1.0 / 256.0;
 impl<'a, R: Real> Pair<'a, R> {
     /// Reads both rows, piece by piece; keeps their exponentials.
     #[inline(always)]
-    fn of<S: Simd, E: Element<Real = R>>(
+    fn of<S: Simd, A: Element<Real = R>, B: Element<Real = R>>(
         simd: S,
-        [a, b]: [&[E]; 2],
+        (a, b): (&[A], &[B]),
         temperature: f64,
         [a_kept, b_kept]: [&'a mut Kept<R>; 2],
     ) -> Self {
@@ -248,11 +249,11 @@ impl<'a, R: Real> Pair<'a, R> {
             // One after the other: both in one loop need more registers than there are.
             a_softmax.add(simd, a, i, piece.clone(), a_kept);
             b_softmax.add(simd, b, i, piece.clone(), b_kept);
-            let maxima = [a_softmax.max, b_softmax.max].map(|max| Vector::<S, E>::splat(simd, max));
+            let maxima = [a_softmax.max, b_softmax.max].map(|max| R::Native::<S>::splat(simd, max));
             let zero = splat::<S, R>(simd, 0.0);
             let (a, b, a_exp) = (&a[piece.clone()], &b[piece.clone()], &a_kept.exponentials[piece]);
             let mut sum = Sum::<S, R>::new(simd);
-            for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp], write [], sum [sum], |at, counted| {
+            for_each_vector!(simd, Vector<S, R>, a.len(), read [a, b, a_exp], write [], sum [sum], |at, counted| {
                 let a_e = load::<S, R>(simd, a_exp, at);
                 let difference = (load(simd, a, at) - maxima[0]) - (load(simd, b, at) - maxima[1]);
                 // Where `A` is 0 the difference may be anything.
@@ -284,7 +285,7 @@ impl<'a, R: Real> Pair<'a, R> {
     /// up to 1, it is also `sum_k A_k (exp(d_k) - 1 - d_k)` with `d = log B - log A`, of which no term is negative:
     /// nothing cancels where they are close.
     #[inline(always)]
-    fn kl<S: Simd, E: Element<Real = R>>(&self, simd: S, [a, b]: [&[E]; 2]) -> f64 {
+    fn kl<S: Simd, A: Element<Real = R>, B: Element<Real = R>>(&self, simd: S, (a, b): (&[A], &[B])) -> f64 {
         let divergence = self.dot / self.temperature / self.a.sum + (self.b.sum / self.a.sum).ln();
         if divergence >= CLOSE_BELOW || divergence.is_nan() {
             return divergence;
@@ -295,7 +296,7 @@ impl<'a, R: Real> Pair<'a, R> {
             let [per_a_sum, per_b_sum] = self.per_sums(simd, i);
             let [a_exp, b_exp] = self.exponentials(piece.clone());
             let (a, b) = (&a[piece.clone()], &b[piece]);
-            for_each_vector!(simd, Vector<S, E>, a.len(), read [a, b, a_exp, b_exp], write [], sum [sum], |at, counted| {
+            for_each_vector!(simd, Vector<S, R>, a.len(), read [a, b, a_exp, b_exp], write [], sum [sum], |at, counted| {
                 let a_k = load::<S, R>(simd, a_exp, at) * per_a_sum;
                 let b_k = load::<S, R>(simd, b_exp, at) * per_b_sum;
                 let d = -logs.of(load(simd, a, at), load(simd, b, at));
@@ -441,9 +442,9 @@ mod tests {
         (temperature * temperature * value, slope.iter().map(|x: &f64| temperature * x).collect())
     }
 
-    fn run<E: Element>(
+    fn run<E: Element, T: Element<Real = E::Real>>(
         s: &[E],
-        q: &[E],
+        q: &[T],
         classes: usize,
         temperature: f64,
         divergence: Divergence,
@@ -507,6 +508,28 @@ mod tests {
             check::<F16>(divergence, 3e-6);
             check::<f64>(divergence, 1e-13);
         }
+    }
+
+    fn check_mixture<T: Element<Real = f32>>() {
+        on_every_level(|| {
+            for classes in SIZES {
+                let s: Vec<f32> = random(3 * classes, 3.0, 1);
+                let q: Vec<T> = random(3 * classes, 3.0, 2);
+                let widened: Vec<f32> = q.iter().map(|q| q.to_f64() as f32).collect();
+                for divergence in DIVERGENCES {
+                    let (loss, grad) = run(&s, &q, classes, 4.0, divergence);
+                    let (expected, slope) = run(&s, &widened, classes, 4.0, divergence);
+                    same_bits(&loss, &expected);
+                    same_bits(&grad, &slope);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_teacher_in_half_precision_is_as_if_widened() {
+        check_mixture::<Bf16>();
+        check_mixture::<F16>();
     }
 
     #[test]
@@ -633,7 +656,7 @@ mod tests {
         let mut loss = 7.0_f32;
         let mut call = |q: &[f32], target: Option<&[i64]>, divergence| {
             let total = Loss::Total(&mut loss);
-            kd(&[0.0; 6], q, target, [2, 3], 1.0, divergence, IGNORED, Reduction::Sum, total, None).unwrap_err()
+            kd(&[0.0_f32; 6], q, target, [2, 3], 1.0, divergence, IGNORED, Reduction::Sum, total, None).unwrap_err()
         };
         let error = call(&[0.0; 4], None, Divergence::Forward);
         assert_eq!(error, Error::Length { argument: "teacher_logits", len: 4, expected: 6 });

@@ -27,8 +27,8 @@ use std::fmt;
 
 pub use class::class;
 pub use columns::column_sums;
-pub use context::{accumulate_context, context_weights};
-pub use cross_entropy::cross_entropy;
+pub use context::{accumulate_context, context_weights, soft_context_weights};
+pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use half::{Bf16, F16};
 pub use kd::{Divergence, kd};
 pub use rows::{Loss, Reduction};

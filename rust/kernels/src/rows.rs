@@ -60,13 +60,13 @@ impl Reduction {
     }
 }
 
-/// A formula of one row.
-pub(crate) trait RowFormula<E: Element>: Sync {
-    /// What a row shorter than a vector is filled up with: an element that changes no result.
-    const NEUTRAL: f64;
+/// A formula of one row: of an operand whose type the result has, and of one that may be stored in another.
+pub(crate) trait RowFormula<E: Element, T: Element<Real = E::Real> = E>: Sync {
+    /// What rows shorter than a vector are filled up with: elements that change no result.
+    const NEUTRAL: [f64; 2];
 
     /// The operands of a row, of its length or, where there is only one, empty.
-    fn operands(&self, row: usize) -> [&[E]; 2];
+    fn operands(&self, row: usize) -> (&[E], &[T]);
 
     /// The value of a row whose operands have at least the length of a vector; `out` has the same length.
     ///
@@ -75,14 +75,14 @@ pub(crate) trait RowFormula<E: Element>: Sync {
         &self,
         simd: S,
         row: usize,
-        operands: [&[E]; 2],
+        operands: (&[E], &[T]),
         out: Option<&mut [E]>,
         scratch: &mut Scratch<E::Real>,
     ) -> f64;
 }
 
 /// Runs a formula over rows; the kernels have checked the operands.
-pub(crate) fn run<E: Element, F: RowFormula<E>>(
+pub(crate) fn run<E: Element, T: Element<Real = E::Real>, F: RowFormula<E, T>>(
     formula: &F,
     [rows, columns]: [usize; 2],
     mut loss: Option<Loss<'_, E::Real>>,
@@ -129,7 +129,7 @@ pub(crate) fn run<E: Element, F: RowFormula<E>>(
 }
 
 #[inline(always)]
-fn block<S: Simd, E: Element, F: RowFormula<E>>(
+fn block<S: Simd, E: Element, T: Element<Real = E::Real>, F: RowFormula<E, T>>(
     simd: S,
     formula: &F,
     rows: Range<usize>,
@@ -142,20 +142,21 @@ fn block<S: Simd, E: Element, F: RowFormula<E>>(
     let lanes = Vector::<S, E>::LEN;
     let short = columns < lanes;
     // A row shorter than a vector goes by way of a copy that is filled up to one.
-    let mut filled = [[E::from_f64(F::NEUTRAL); MAX_LANES]; 2];
+    let [neutral, other_neutral] = F::NEUTRAL;
+    let mut filled = [E::from_f64(neutral); MAX_LANES];
+    let mut other_filled = [T::from_f64(other_neutral); MAX_LANES];
     let mut filled_out = [E::default(); MAX_LANES];
     let mut sum = 0.0;
     for (i, row) in rows.enumerate() {
-        let mut operands = formula.operands(row);
+        let (mut operand, mut other) = formula.operands(row);
         let mut out = out.as_deref_mut().map(|out| &mut out[i * columns..][..columns]);
         if short {
-            for (operand, filled) in operands.iter_mut().zip(&mut filled) {
-                filled[..operand.len()].copy_from_slice(operand);
-                *operand = &filled[..lanes];
-            }
+            filled[..operand.len()].copy_from_slice(operand);
+            other_filled[..other.len()].copy_from_slice(other);
+            (operand, other) = (&filled[..lanes], &other_filled[..lanes]);
         }
         let to = if short { out.is_some().then_some(&mut filled_out[..lanes]) } else { out.as_deref_mut() };
-        let value = formula.row(simd, row, operands, to, scratch);
+        let value = formula.row(simd, row, (operand, other), to, scratch);
         if short && let Some(out) = out {
             out.copy_from_slice(&filled_out[..columns]);
         }

@@ -13,9 +13,9 @@ use crate::{Error, check_shape};
 /// # Errors
 ///
 /// Where lengths do not fit.
-pub fn sample<E: Element>(
+pub fn sample<E: Element, T: Element<Real = E::Real>>(
     student_features: &[E],
-    teacher_features: &[E],
+    teacher_features: &[T],
     shape: [usize; 2],
     reduction: Reduction,
     loss: Loss<'_, E::Real>,
@@ -28,19 +28,20 @@ pub fn sample<E: Element>(
     rows::run(&formula, shape, Some(loss), grad)
 }
 
-struct Sample<'a, E> {
+struct Sample<'a, E, T> {
     student_features: &'a [E],
-    teacher_features: &'a [E],
+    teacher_features: &'a [T],
     features: usize,
     scale: f64,
 }
 
-impl<E: Element> RowFormula<E> for Sample<'_, E> {
-    const NEUTRAL: f64 = 0.0;
+impl<E: Element, T: Element<Real = E::Real>> RowFormula<E, T> for Sample<'_, E, T> {
+    const NEUTRAL: [f64; 2] = [0.0; 2];
 
     #[inline(always)]
-    fn operands(&self, row: usize) -> [&[E]; 2] {
-        [self.student_features, self.teacher_features].map(|features| &features[row * self.features..][..self.features])
+    fn operands(&self, row: usize) -> (&[E], &[T]) {
+        let at = row * self.features;
+        (&self.student_features[at..][..self.features], &self.teacher_features[at..][..self.features])
     }
 
     #[inline(always)]
@@ -48,7 +49,7 @@ impl<E: Element> RowFormula<E> for Sample<'_, E> {
         &self,
         simd: S,
         _row: usize,
-        [s, t]: [&[E]; 2],
+        (s, t): (&[E], &[T]),
         grad: Option<&mut [E]>,
         _scratch: &mut Scratch<E::Real>,
     ) -> f64 {
@@ -88,7 +89,12 @@ mod tests {
     use crate::par::serial_and_parallel;
     use crate::testing::{SIZES, Tested, assert_close, random, same_bits, widen};
 
-    fn run<E: Element>(s: &[E], t: &[E], features: usize, reduction: Reduction) -> (Vec<E::Real>, Vec<E>) {
+    fn run<E: Element, T: Element<Real = E::Real>>(
+        s: &[E],
+        t: &[T],
+        features: usize,
+        reduction: Reduction,
+    ) -> (Vec<E::Real>, Vec<E>) {
         let rows = s.len() / features;
         let mut loss = vec![E::Real::default(); rows];
         let mut grad = vec![E::from_f64(7.0); s.len()];
@@ -127,6 +133,26 @@ mod tests {
         check::<Bf16>(3e-7);
         check::<F16>(3e-7);
         check::<f64>(1e-14);
+    }
+
+    fn check_mixture<T: Element<Real = f32>>() {
+        on_every_level(|| {
+            for features in SIZES {
+                let s: Vec<f32> = random(3 * features, 1.0, 1);
+                let t: Vec<T> = random(3 * features, 1.0, 2);
+                let widened: Vec<f32> = t.iter().map(|t| t.to_f64() as f32).collect();
+                let (loss, grad) = run(&s, &t, features, Reduction::Mean);
+                let (expected, slope) = run(&s, &widened, features, Reduction::Mean);
+                same_bits(&loss, &expected);
+                same_bits(&grad, &slope);
+            }
+        });
+    }
+
+    #[test]
+    fn a_teacher_in_half_precision_is_as_if_widened() {
+        check_mixture::<Bf16>();
+        check_mixture::<F16>();
     }
 
     #[test]

@@ -149,11 +149,11 @@ struct Forward<'a, E> {
 }
 
 impl<E: Element> RowFormula<E> for Forward<'_, E> {
-    const NEUTRAL: f64 = f64::NEG_INFINITY;
+    const NEUTRAL: [f64; 2] = [f64::NEG_INFINITY; 2];
 
     #[inline(always)]
-    fn operands(&self, row: usize) -> [&[E]; 2] {
-        [&self.logits[row * self.classes..][..self.classes], &[]]
+    fn operands(&self, row: usize) -> (&[E], &[E]) {
+        (&self.logits[row * self.classes..][..self.classes], &[])
     }
 
     #[inline(always)]
@@ -161,7 +161,7 @@ impl<E: Element> RowFormula<E> for Forward<'_, E> {
         &self,
         simd: S,
         _row: usize,
-        [logits, _]: [&[E]; 2],
+        (logits, _): (&[E], &[E]),
         out: Option<&mut [E]>,
         Scratch([kept, _]): &mut Scratch<E::Real>,
     ) -> f64 {
@@ -200,11 +200,12 @@ struct Backward<'a, E> {
 }
 
 impl<E: Element> RowFormula<E> for Backward<'_, E> {
-    const NEUTRAL: f64 = 0.0;
+    const NEUTRAL: [f64; 2] = [0.0; 2];
 
     #[inline(always)]
-    fn operands(&self, row: usize) -> [&[E]; 2] {
-        [self.grad_output, self.probabilities].map(|operand| &operand[row * self.classes..][..self.classes])
+    fn operands(&self, row: usize) -> (&[E], &[E]) {
+        let at = row * self.classes;
+        (&self.grad_output[at..][..self.classes], &self.probabilities[at..][..self.classes])
     }
 
     #[inline(always)]
@@ -212,7 +213,7 @@ impl<E: Element> RowFormula<E> for Backward<'_, E> {
         &self,
         simd: S,
         _row: usize,
-        [g, p]: [&[E]; 2],
+        (g, p): (&[E], &[E]),
         out: Option<&mut [E]>,
         _scratch: &mut Scratch<E::Real>,
     ) -> f64 {

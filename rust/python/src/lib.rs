@@ -7,7 +7,7 @@ mod tensor;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use cid_kernels::criterion::{After, Batch, Before, ContextSums, Sizes, Weights};
+use cid_kernels::criterion::{After, Batch, Before, ContextSums, Sizes, Target, Weights};
 use cid_kernels::{Divergence, Error, Loss, Real, Reduction};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -41,6 +41,39 @@ macro_rules! with_element {
             DType::I64 => unreachable!("floats alone were accepted"),
         }
     };
+}
+
+/// As `with_element`, of the student's type and the teacher's: the same, or either half beside an `f32`.
+macro_rules! with_elements {
+    ($dtype:expr, $teacher:expr, $element:ident, $other:ident => $call:expr) => {
+        match ($dtype, $teacher) {
+            (DType::F32, DType::BF16) => {
+                type $element = f32;
+                type $other = cid_kernels::Bf16;
+                $call
+            }
+            (DType::F32, DType::F16) => {
+                type $element = f32;
+                type $other = cid_kernels::F16;
+                $call
+            }
+            (dtype, _) => with_element!(dtype, $element => {
+                type $other = $element;
+                $call
+            }),
+        }
+    };
+}
+
+/// The types of a teacher that the kernels take beside a student's.
+fn beside(dtype: DType) -> &'static [DType] {
+    match dtype {
+        DType::F32 => &[DType::F32, DType::BF16, DType::F16],
+        DType::F64 => &[DType::F64],
+        DType::BF16 => &[DType::BF16],
+        DType::F16 => &[DType::F16],
+        DType::I64 => &[],
+    }
 }
 
 /// Runs a kernel, and makes a Python exception of whatever goes wrong: a panic, too, must be one that `except
@@ -179,16 +212,17 @@ mod _native {
         let &[rows, students] = &f[..] else { return Ok(false) };
         let Some((_, s)) = tensor::plain(student_logits)? else { return Ok(false) };
         let &[_, classes] = &s[..] else { return Ok(false) };
-        let Some((_, t)) = tensor::plain(teacher_features)? else { return Ok(false) };
-        let &[_, teachers] = &t[..] else { return Ok(false) };
+        let Some((teacher, t)) = tensor::plain(teacher_features)? else { return Ok(false) };
+        let &[teacher_rows, teachers] = &t[..] else { return Ok(false) };
         let is = |object: &Bound<'_, PyAny>, dtypes: &[DType], shape: &[usize]| {
             Ok::<_, PyErr>(tensor::plain(object)?.is_some_and(|(is, of)| dtypes.contains(&is) && of == shape))
         };
         let own = &[dtype];
         if !FLOATS.contains(&dtype)
+            || teacher_rows != rows
             || !is(student_logits, own, &[rows, classes])?
-            || !is(teacher_features, own, &[rows, teachers])?
-            || !is(teacher_logits, own, &[rows, classes])?
+            || !beside(dtype).contains(&teacher)
+            || !is(teacher_logits, &[teacher], &[rows, classes])?
             || !is(target, &[DType::I64], &[rows])?
             || !is(adapter_weight, own, &[teachers, students])?
             || !is(adapter_bias, own, &[teachers])?
@@ -235,9 +269,9 @@ mod _native {
         let f = matrix(&mut operands, "student_features", student_features)?;
         let (dtype, [rows, dim]) = (f.dtype(), shape(&f));
         let s = operands.input("student_logits", student_logits, &[dtype], &[&[Some(rows), None]])?;
-        let t = operands.input("teacher_features", teacher_features, &[dtype], &[&[Some(rows), None]])?;
+        let t = operands.input("teacher_features", teacher_features, beside(dtype), &[&[Some(rows), None]])?;
         let logits = shape(&s).map(Some);
-        let q = operands.input("teacher_logits", teacher_logits, &[dtype], &[&logits])?;
+        let q = operands.input("teacher_logits", teacher_logits, &[t.dtype()], &[&logits])?;
         let y = labels(&mut operands, target, rows)?;
         let real = dtype.real();
         let terms = operands.output("terms", terms, real, &[&[Some(4)]])?;
@@ -252,11 +286,11 @@ mod _native {
         let numerator = optional("context_sums", numerator, real, &[logits[1], Some(dim)])?;
         let denominator = optional("context_sums", denominator, real, &[logits[1]])?;
         let sizes = Sizes { samples: rows, classes: s.size(1), students: dim, teachers: t.size(1) };
-        with_element!(dtype, E => {
+        with_elements!(dtype, t.dtype(), E, T => {
             let batch = Batch {
                 student_features: f.as_slice::<E>(),
                 student_logits: s.as_slice(),
-                teacher_features: t.as_slice(),
+                teacher_features: t.as_slice::<T>(),
                 teacher_logits: q.as_slice(),
                 target: y.as_slice(),
                 sizes,
@@ -295,9 +329,12 @@ mod _native {
         let mut operands = Operands::default();
         let adapted = matrix(&mut operands, "adapted", adapted)?;
         let (dtype, features) = (adapted.dtype(), shape(&adapted));
-        let t = operands.input("teacher_features", teacher_features, &[dtype], &[&features.map(Some)])?;
+        let t = operands.input("teacher_features", teacher_features, beside(dtype), &[&features.map(Some)])?;
         let z = logits.map(|z| operands.input("logits", z, &[dtype], &[&[Some(features[0]), None]])).transpose()?;
-        let y = labels(&mut operands, target, features[0])?;
+        let classes = z.as_ref().map_or(0, |z| z.size(1));
+        // That a type has its shape the kernel sees by the length.
+        let shapes: [&[_]; 2] = [&[Some(features[0])], &[Some(features[0]), Some(classes)]];
+        let y = operands.input("target", target, &[DType::I64, dtype.real()], &shapes)?;
         let terms = operands.output("terms", terms, dtype.real(), &[&[Some(4)]])?;
         let loss = operands.output("loss", loss, dtype.real(), &[&[]])?;
         let sample_grad = optional_output(&mut operands, "sample_grad", sample_grad, &adapted)?;
@@ -305,9 +342,12 @@ mod _native {
             Some(z) => optional_output(&mut operands, "ce_grad", ce_grad, z)?,
             None => None,
         };
-        let classes = z.as_ref().map_or(0, |z| z.size(1));
-        with_element!(dtype, E => {
-            let (adapted, t, y) = (adapted.as_slice::<E>(), t.as_slice(), y.as_slice());
+        with_elements!(dtype, t.dtype(), E, T => {
+            let (adapted, t) = (adapted.as_slice::<E>(), t.as_slice::<T>());
+            let y = match y.dtype() {
+                DType::I64 => Target::Labels(y.as_slice(), ignore_index),
+                _ => Target::Shares(y.as_slice()),
+            };
             let z = z.map(|z| z.as_slice());
             let outputs = After {
                 terms: terms.into_slice(),
@@ -317,7 +357,7 @@ mod _native {
             };
             let weights = Weights { alpha, beta, gamma };
             run(py, adapted.len() + features[0] * classes, || {
-                cid_kernels::criterion::after(adapted, t, z, y, [features[1], classes], ignore_index, weights, outputs)
+                cid_kernels::criterion::after(adapted, t, z, y, [features[0], features[1], classes], weights, outputs)
             })
         })
     }
@@ -362,12 +402,12 @@ mod _native {
         let mut operands = Operands::default();
         let student = matrix(&mut operands, "student_logits", student_logits)?;
         let (dtype, shape) = (student.dtype(), shape(&student));
-        let teacher = operands.input("teacher_logits", teacher_logits, &[dtype], &[&shape.map(Some)])?;
+        let teacher = operands.input("teacher_logits", teacher_logits, beside(dtype), &[&shape.map(Some)])?;
         let target = target.map(|target| labels(&mut operands, target, shape[0])).transpose()?;
         let loss = LossOutput::new(&mut operands, loss, dtype.real(), shape[0])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
-        with_element!(dtype, E => {
-            let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
+        with_elements!(dtype, teacher.dtype(), E, T => {
+            let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice::<T>());
             let target = target.map(|target| target.as_slice());
             let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
             let reduction = reduction(mean);
@@ -404,6 +444,28 @@ mod _native {
         })
     }
 
+    /// Cross-entropy with shares.
+    #[pyfunction]
+    fn soft_cross_entropy(
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        loss: &Bound<'_, PyAny>,
+        grad: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let logits = matrix(&mut operands, "logits", logits)?;
+        let (dtype, shape) = (logits.dtype(), shape(&logits));
+        let target = operands.input("target", target, &[dtype.real()], &[&shape.map(Some)])?;
+        let loss = operands.output("loss", loss, dtype.real(), &[&[]])?;
+        let grad = optional_output(&mut operands, "grad", grad, &logits)?;
+        with_element!(dtype, E => {
+            let (logits, target) = (logits.as_slice::<E>(), target.as_slice());
+            let (loss, grad) = (loss.into_slice(), grad.map(Output::into_slice));
+            run(py, logits.len(), || cid_kernels::soft_cross_entropy(logits, target, shape, &mut loss[0], grad))
+        })
+    }
+
     /// Sample representation.
     #[pyfunction]
     fn sample(
@@ -417,11 +479,11 @@ mod _native {
         let mut operands = Operands::default();
         let student = matrix(&mut operands, "student_features", student_features)?;
         let (dtype, shape) = (student.dtype(), shape(&student));
-        let teacher = operands.input("teacher_features", teacher_features, &[dtype], &[&shape.map(Some)])?;
+        let teacher = operands.input("teacher_features", teacher_features, beside(dtype), &[&shape.map(Some)])?;
         let loss = LossOutput::new(&mut operands, loss, dtype.real(), shape[0])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
-        with_element!(dtype, E => {
-            let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice());
+        with_elements!(dtype, teacher.dtype(), E, T => {
+            let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice::<T>());
             let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
             run(py, student.len(), || cid_kernels::sample(student, teacher, shape, reduction(mean), loss, grad))
         })
@@ -441,13 +503,13 @@ mod _native {
         let mut operands = Operands::default();
         let student = matrix(&mut operands, "student_features", student_features)?;
         let (dtype, rows) = (student.dtype(), student.size(0));
-        let teacher = operands.input("teacher_features", teacher_features, &[dtype], &[&[Some(rows), None]])?;
+        let teacher = operands.input("teacher_features", teacher_features, beside(dtype), &[&[Some(rows), None]])?;
         let target = labels(&mut operands, target, rows)?;
         let loss = operands.output("loss", loss, dtype.real(), &[&[]])?;
         let grad = optional_output(&mut operands, "grad", grad, &student)?;
         let columns = [student.size(1), teacher.size(1)];
-        with_element!(dtype, E => {
-            let (student, teacher, target) = (student.as_slice::<E>(), teacher.as_slice(), target.as_slice());
+        with_elements!(dtype, teacher.dtype(), E, T => {
+            let (student, teacher, target) = (student.as_slice::<E>(), teacher.as_slice::<T>(), target.as_slice());
             let (loss, grad) = (&mut loss.into_slice()[0], grad.map(Output::into_slice));
             run(py, student.len() + teacher.len(), || {
                 cid_kernels::class(student, teacher, target, columns, ignore_index, loss, grad)
@@ -510,6 +572,28 @@ mod _native {
             let (teacher, target, out) = (teacher.as_slice::<E>(), target.as_slice(), out.into_slice());
             run(py, teacher.len(), || {
                 cid_kernels::context_weights(teacher, target, shape, temperature, ignore_index, out)
+            })
+        })
+    }
+
+    /// The context weights of each row with shares.
+    #[pyfunction]
+    fn soft_context_weights(
+        py: Python<'_>,
+        teacher_logits: &Bound<'_, PyAny>,
+        target: &Bound<'_, PyAny>,
+        temperature: f64,
+        out: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let mut operands = Operands::default();
+        let teacher = matrix(&mut operands, "teacher_logits", teacher_logits)?;
+        let (dtype, shape) = (teacher.dtype(), shape(&teacher));
+        let target = operands.input("target", target, &[dtype.real()], &[&shape.map(Some)])?;
+        let out = operands.output("out", out, dtype.real(), &[&shape.map(Some)])?;
+        with_element!(dtype, E => {
+            let (teacher, target, out) = (teacher.as_slice::<E>(), target.as_slice(), out.into_slice());
+            run(py, teacher.len(), || {
+                cid_kernels::soft_context_weights(teacher, target, shape, temperature, out)
             })
         })
     }

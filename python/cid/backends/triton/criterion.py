@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cid.backends.triton.class_ import class_
 from cid.backends.triton.context import accumulate_context
-from cid.backends.triton.cross_entropy import cross_entropy_rows
+from cid.backends.triton.cross_entropy import cross_entropy_rows, soft_cross_entropy_rows
 from cid.backends.triton.grouping import group
 from cid.backends.triton.kd import kd_rows
 from cid.backends.triton.rows import add_up, count_into, launch, launch_rows, room_for_rows
@@ -128,11 +128,15 @@ def cid_after(
     sample_grad: Tensor | None,
     ce_grad: Tensor | None,
 ) -> None:
-    """All that comes after: sample and ce (0 without logits) into `terms`, and the total into `loss`."""
+    """All that comes after: sample and ce (0 without logits) into `terms`, and the total into `loss`.
+
+    The target of ce may be shares, as of `soft_cross_entropy`.
+    """
     rows = len(adapted)
     each, ce_each, count, classes = room_for_rows(adapted), None, None, 0
     if logits is not None:
         ce_each, classes = room_for_rows(adapted), logits.shape[1]
+    if logits is not None and not target.is_floating_point():
         count = torch.empty(1, dtype=torch.int32, device=adapted.device)
     launch_rows(
         _sample_and_count,
@@ -150,6 +154,8 @@ def cid_after(
     )
     if logits is not None and ce_each is not None and count is not None:
         cross_entropy_rows(logits, target, ignore_index, count, ce_each, ce_grad)
+    elif logits is not None and ce_each is not None:
+        soft_cross_entropy_rows(logits, target, ce_each, ce_grad)
     launch(
         _total,
         (1,),

@@ -1,5 +1,6 @@
-"""Cross-entropy with labels: `-log softmax(z)[y]`."""
+"""Cross-entropy: `-log softmax(z)[y]`, or of shares `-sum_k y_k log softmax(z)_k`."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -60,4 +61,51 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tenso
     each = each_row(loss, logits)
     count = count_labelled(target, logits.shape[1], ignore_index)
     cross_entropy_rows(logits, target, ignore_index, count, each, grad)
+    add_up(each, loss)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _soft_cross_entropy(
+    logits_ptr,
+    shares_ptr,
+    count_ptr,
+    loss_ptr,
+    grad_ptr,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = rows_here(ROWS)
+    largest, total = statistics(logits_ptr, row, rows, 1.0, None, COLUMNS, ROWS, BLOCK)
+    share = tl.zeros((ROWS,), tl.float32)
+    dot = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, COLUMNS, BLOCK):
+        at = tile_at(row, rows, start, COLUMNS, BLOCK)
+        y = load(shares_ptr, at, 0.0)
+        beyond = load(logits_ptr, at, -float("inf")) - largest[:, None]
+        share += tl.sum(y, 1)
+        # A class without a share adds nothing, even where its logit is -inf.
+        dot += tl.sum(tl.where(y == 0.0, 0.0, y * beyond), 1)
+    counts = share != 0.0
+    scale = mean_over(count_ptr)
+    if grad_ptr is not None:
+        for start in range(0, COLUMNS, BLOCK):
+            at = tile_at(row, rows, start, COLUMNS, BLOCK)
+            p = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, 1.0)
+            slope = (share[:, None] * p - load(shares_ptr, at, 0.0)) * scale
+            store(grad_ptr, at, tl.where(counts[:, None], slope, 0.0))
+    tl.store(loss_ptr + row, tl.where(counts, scale * (share * tl.log(total) - dot), 0.0), mask=row < rows)
+
+
+def soft_cross_entropy_rows(logits: Tensor, target: Tensor, each: Tensor, grad: Tensor | None) -> None:
+    """What each row adds to the mean over those with a share, and its derivative."""
+    count = (target != 0).any(1).sum(dtype=torch.int32)
+    launch_rows(_soft_cross_entropy, "soft-cross-entropy", *logits.shape, logits, target, count, each, grad)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    """The mean over rows with a share of `-sum_k y_ik log softmax(z_i)_k` into `loss`, and its derivative in `z`."""
+    each = each_row(loss, logits)
+    soft_cross_entropy_rows(logits, target, each, grad)
     add_up(each, loss)

@@ -4,11 +4,11 @@ from cid.backends.triton.class_ import class_
 from cid.backends.triton.columns import column_sums
 from cid.backends.triton.context import accumulate_context
 from cid.backends.triton.criterion import cid_after, cid_before
-from cid.backends.triton.cross_entropy import cross_entropy
+from cid.backends.triton.cross_entropy import cross_entropy, soft_cross_entropy
 from cid.backends.triton.kd import kd
 from cid.backends.triton.sample import sample
 from cid.backends.triton.scale import scale
-from cid.backends.triton.softmax import context_weights, softmax, softmax_backward
+from cid.backends.triton.softmax import context_weights, soft_context_weights, softmax, softmax_backward
 
 __all__ = [
     "accumulate_context",
@@ -21,6 +21,8 @@ __all__ = [
     "kd",
     "sample",
     "scale",
+    "soft_context_weights",
+    "soft_cross_entropy",
     "softmax",
     "softmax_backward",
 ]

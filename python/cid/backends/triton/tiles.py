@@ -59,9 +59,11 @@ ROWS = {
     "kd-reverse": Rows(),
     "kd-js": Rows(whole=8192),  # its registers spill where a program holds 16384 elements of both rows
     "cross-entropy": Rows(),
+    "soft-cross-entropy": Rows(),
     "softmax": Rows(),
     "softmax-backward": Rows(),
     "context-weights": Rows(),
+    "soft-context-weights": Rows(),
     "sample": Rows(),
     "class": Rows(),
 }
