@@ -11,7 +11,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 TOOL := uv run --quiet --no-project --with-requirements requirements-tools.txt --
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test test-zoo check format fix lint types pytest cargo-test bench gpu-wheels docs wheel sdist wheel-test \
+.PHONY: help demo test test-zoo test-matrix check format fix lint types pytest cargo-test bench gpu-wheels docs wheel sdist wheel-test \
 	audit lock clean
 .DEFAULT_GOAL := help
 
@@ -25,6 +25,9 @@ test: pytest cargo-test ## Set up, then run all tests, doctests included
 
 test-zoo: .venv/.native ## Distil a model of every family that timm, torchvision and Transformers have; takes many minutes
 	python -m pytest -n auto --maxprocesses 4 --dist worksteal -m zoo tests/test_models.py
+
+test-matrix: .venv/.native ## Run the tests as on other processors, with other draws, threads and the oldest PyTorch
+	python tools/matrix.py $(RUNS)
 
 check: format lint types test ## Everything that a commit must pass
 

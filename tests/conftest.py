@@ -2,11 +2,13 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import settings
 
 import tests.gpu  # noqa: F401  (before anything imports triton)
+from tests import draws
 
 os.environ.pop("CID_BACKEND", None)  # read when cid is imported; each test names the backend it means
 
@@ -15,11 +17,20 @@ os.environ.pop("CID_BACKEND", None)  # read when cid is imported; each test name
 settings.register_profile("cid", deadline=None, max_examples=40, derandomize="CI" in os.environ)
 settings.load_profile("cid")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if "CID_TEST_THREADS" in os.environ:
+    torch.set_num_threads(int(os.environ["CID_TEST_THREADS"]))
+elif "PYTEST_XDIST_WORKER" in os.environ:
     # Two workers with two threads each on two cores wait for each other more than they compute.
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A seed that is given is Hypothesis's too."""
+    for item in items if "CID_TEST_SEED" in os.environ else ():
+        if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj):
+            hypothesis.seed(draws.SHIFT)(item.obj)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    draws.seed(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from cid import _native
 from cid import functional as F
 from cid.backends import reference, select
+from tests import bounds, draws
 from tests.cases import IGNORE, KD, TERMS, Term, features, labels, logits
 
 SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 37, 129, 333]))
@@ -46,7 +47,7 @@ def squared_error(ours: Tensor, truth: Tensor) -> float:
 @terms
 @given(rows=SIZES, columns=SIZES, seed=st.integers(0, 2**32))
 def test_float64_equals_the_reference(term: Term, rows: int, columns: int, seed: int) -> None:
-    torch.manual_seed(seed)
+    draws.seed(seed)
     inputs = term.draw(rows, columns, torch.float64)
     ours, truth = (term.value_and_grad(inputs, backend) for backend in ("native", "reference"))
     for mine, theirs in zip(ours, truth, strict=True):
@@ -59,27 +60,27 @@ def test_float64_equals_the_reference(term: Term, rows: int, columns: int, seed:
 def test_at_least_as_accurate_as_eager(
     term: Term, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root mean square errors over several draws: a largest error is the luck of one element."""
-    draws = 20 if dtype == torch.float32 else 5
-    errors = {"native": [0.0, 0.0], "reference": [0.0, 0.0], "eager": [0.0, 0.0]}
-    for seed in range(draws):
-        torch.manual_seed(seed)
+    """The loss within its bound; the gradient by root mean square errors, as a largest is the luck of one element."""
+    count = 20 if dtype == torch.float32 else 5
+    errors = {"native": 0.0, "reference": 0.0, "eager": 0.0}
+    for seed in range(count):
+        draws.seed(seed)
         inputs = term.draw(*shape, dtype)
         truth = term.value_and_grad(wide(inputs), "reference")
-        for name, sums in errors.items():
+        for name in errors:
             with monkeypatch.context() as patch:
                 if name == "eager":  # the same formulas, in the type of the inputs
                     patch.setattr(reference, "_wide", lambda *tensors: tensors)
-                results = term.value_and_grad(inputs, "native" if name == "native" else "reference")
-            for i, (value, true) in enumerate(zip(results, truth, strict=True)):
-                sums[i] += squared_error(value, true) / draws
-    for i, out in enumerate((real(dtype) if term.name in LOSSES else dtype, dtype)):
-        ours, *others = (sums[i] ** 0.5 for sums in errors.values())
-        for theirs in others:
-            if math.isnan(theirs):  # class in float16: the floor of a norm, 1e-12, is 0
-                continue
-            # Below half a unit in the last place there is nothing to be better at.
-            assert ours <= max(1.05 * theirs, torch.finfo(out).eps / 4), errors
+                value, grad = term.value_and_grad(inputs, "native" if name == "native" else "reference")
+            errors[name] += squared_error(grad, truth[1]) / count
+            if name == "native":
+                bounds.close(value, truth[0], term.bound(*inputs).value)
+    ours, *others = (error**0.5 for error in errors.values())
+    for theirs in others:
+        if math.isnan(theirs):  # class in float16: the floor of a norm, 1e-12, is 0
+            continue
+        # PyTorch's own sums go another way on each processor. Below half a unit in the last place nothing is better.
+        assert ours <= max(1.5 * theirs, torch.finfo(dtype).eps / 2), errors
 
 
 @terms
@@ -90,20 +91,13 @@ def test_extreme_factors(term: Term, dtype: torch.dtype, factor: float) -> None:
     if dtype == torch.float16:
         factor **= 0.1  # what it can hold
     inputs = tuple(x * factor if x.is_floating_point() else x for x in term.draw(33, 129, dtype))
-    # What the truth itself is good to, and what the type can hold.
-    rounding = (
-        max(torch.finfo(real(dtype)).eps, 1e-14) if term.name.startswith("kd") else 0.0
-    )  # of P - Q, with both near 1/C
-    info = torch.finfo(dtype)
-    floor = max(rounding, info.tiny * (info.eps if dtype == torch.float16 else 1.0))
     ours, truth = term.value_and_grad(inputs, "native"), term.value_and_grad(wide(inputs), "reference")
-    for mine, theirs in zip(ours, truth, strict=True):
-        expected = theirs.to(mine.dtype)
-        scale = float(expected[expected.isfinite()].abs().max())
-        rtol = 1e-10 if dtype == torch.float64 else max(1e-4, torch.finfo(mine.dtype).eps)
-        torch.testing.assert_close(
-            mine, expected, rtol=rtol, atol=max(rtol * scale / (1 if dtype in HALVES.values() else 10), floor)
-        )
+    bound = term.bound(*inputs)
+    # Of float64 the truth is off by as much; and where the divergence of close distributions is 0, by what cancels.
+    eps = torch.finfo(torch.float64).eps
+    scale = 2 * eps / bounds.EPS if dtype == torch.float64 else 1.0
+    bounds.close(ours[0], truth[0], scale * bound.value + (4.0**2 * 4 * eps if term.name.startswith("kd") else 0.0))
+    bounds.close(ours[1], truth[1], scale * bound.grad)
 
 
 @backends
@@ -209,10 +203,9 @@ def test_all_ignored_cross_entropy_is_zero(backend: str, dtype: torch.dtype) -> 
 @given(rows=SIZES, classes=SIZES, dim=SIZES, seed=st.integers(0, 2**32))
 def test_context(dtype: torch.dtype, rows: int, classes: int, dim: int, seed: int) -> None:
     """Weights and sums; they add to what is there."""
-    torch.manual_seed(seed)
+    draws.seed(seed)
     f, q, y = features(rows, dim, dtype), logits(rows, classes, dtype), labels(rows, classes)
     start = features(classes, dim + 1, real(dtype))
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     results = []
     for backend in ("native", "reference"):
         numerator, denominator = start[:, 1:].contiguous(), start[:, 0].contiguous()
@@ -220,8 +213,12 @@ def test_context(dtype: torch.dtype, rows: int, classes: int, dim: int, seed: in
         F.accumulate_context(f, w, y, numerator, denominator, backend=backend)
         assert w.dtype == numerator.dtype
         results.append((w, numerator, denominator))
-    for mine, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    # Each is off by the rounding of its exponentials, in the type that it is computed in, and then of its sums.
+    part = bounds.exponentials(q.double() / 2.0).squeeze(1)
+    sums = bounds.contexts(f, results[1][0], y, (start[:, 1:], start[:, 0]), bounds.growth(rows) + float(part.max()))
+    scale = 2 * torch.finfo(real(dtype)).eps / bounds.EPS
+    for mine, theirs, bound in zip(*results, (part * results[1][0], *sums), strict=True):
+        bounds.close(mine, theirs, scale * bound)
 
 
 @halves
@@ -231,15 +228,15 @@ def test_context(dtype: torch.dtype, rows: int, classes: int, dim: int, seed: in
 def test_context_sums_of_halves(dtype: torch.dtype, backend: str, half_weights: bool, half_sums: bool) -> None:
     """Sums are of the features' type or of float32; what is refused has added nothing."""
     f, y = features(40, 9, dtype), labels(40, 3)
-    w = torch.rand(40).to(dtype if half_weights else torch.float32)
+    w = draws.uniform(40).to(dtype if half_weights else torch.float32)
     sums = [torch.ones(*shape, dtype=dtype if half_sums else torch.float32) for shape in ((3, 9), (3,))]
-    expected = [x.double() for x in sums]
+    before, expected = [x.clone() for x in sums], [x.double() for x in sums]
     F.accumulate_context(f.double(), w.double(), y, expected[0], expected[1], backend="reference")
     F.accumulate_context(f, w, y, sums[0], sums[1], backend=backend)
-    for mine, theirs in zip(sums, expected, strict=True):
-        # The reference adds in the type of the sums.
-        tolerance = 20 * torch.finfo(mine.dtype).eps
-        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
+    # The reference adds in the type of the sums.
+    part = bounds.growth(40) * torch.finfo(sums[0].dtype).eps / bounds.EPS
+    for mine, theirs, bound in zip(sums, expected, bounds.contexts(f, w, y, before, part), strict=True):
+        bounds.close(mine, theirs, bound)
     before = [x.clone() for x in sums]
     for change in ({"weights": w.long()}, {"target": y + 3}, {"numerator": sums[0].double()}):
         arguments: dict[str, Any] = {"weights": w, "target": y, "numerator": sums[0], "denominator": sums[1]}
@@ -340,7 +337,7 @@ def test_backward_scales_and_repeats(term: Term) -> None:
 def test_reductions(name: str, backend: str) -> None:
     term = TERMS[name]
     s, t = term.draw(9, 17, torch.float64)
-    weights = torch.rand(9, dtype=torch.float64)
+    weights = draws.uniform(9, dtype=torch.float64)
     leaf = s.clone().requires_grad_()
     rows = term.call(leaf, t, reduction="none", backend=backend)
     assert rows.shape == (9,)
@@ -437,10 +434,13 @@ def test_layouts(term: Term, dtype: torch.dtype) -> None:
         leaf = changed[0].requires_grad_()
         value = term.call(leaf, *changed[1:], backend="native")
         (grad,) = torch.autograd.grad(value.sum(), leaf)
-        # Its product is PyTorch's.
-        rounding = max(1e-5, torch.finfo(dtype).eps) if term.name == "marginal" else 0
-        torch.testing.assert_close(value.detach(), expected[0], rtol=rounding, atol=rounding)
-        torch.testing.assert_close(grad, expected[1], rtol=rounding, atol=rounding)
+        if term.name == "marginal":  # its product is PyTorch's
+            bound = term.bound(*inputs)
+            bounds.close(value, expected[0], 2 * bound.value)
+            bounds.close(grad, expected[1], 2 * bound.grad)
+        else:
+            assert torch.equal(value, expected[0])
+            assert torch.equal(grad, expected[1])
     row = inputs[0][:1].expand(12, *inputs[0].shape[1:])
     assert torch.equal(
         term.call(row, *inputs[1:], backend="native"), term.call(row.clone(), *inputs[1:], backend="native")
@@ -477,12 +477,11 @@ def _whole(
     backend: str, seed: int, sizes: tuple[int, int, int, int], wanted: list[bool], **options: Any
 ) -> list[Tensor]:
     """Everything that comes out of cid_loss and its backward, run twice."""
-    torch.manual_seed(seed)
+    draws.seed(seed)
     b, ds, dt, c = sizes
-    draws = [
-        torch.randn(*shape, dtype=torch.float64) for shape in ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
-    ]
-    leaves = [x.requires_grad_(want) for x, want in zip(draws, wanted, strict=True)]
+    shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
+    drawn = [draws.normal(*shape, dtype=torch.float64) for shape in shapes]
+    leaves = [x.requires_grad_(want) for x, want in zip(drawn, wanted, strict=True)]
     f, s, adapter_weight, adapter_bias, head_weight, head_bias = leaves
     t, q, m = features(b, dt, torch.float64), logits(b, c, torch.float64), features(c, ds, torch.float64)
     out = F.cid_loss(
@@ -530,9 +529,9 @@ def test_the_whole_criterion_of_halves(dtype: torch.dtype, bank: str) -> None:
     b, ds, dt, c = 32, 24, 40, 10
     errors: dict[str, float] = {"native": 0.0, "reference": 0.0}
     for seed in range(5):
-        torch.manual_seed(seed)
+        draws.seed(seed)
         shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
-        leaves = [(torch.randn(*shape) / shape[-1] ** 0.5).to(dtype) for shape in shapes]
+        leaves = [(draws.normal(*shape) / shape[-1] ** 0.5).to(dtype) for shape in shapes]
         given = [features(b, dt, dtype), logits(b, c, dtype), labels(b, c)]
         context = None if bank == "none" else features(c, ds, dtype if bank == "half" else torch.float32)
         results = {}
@@ -558,7 +557,7 @@ def test_the_whole_criterion_of_halves(dtype: torch.dtype, bank: str) -> None:
         for name in errors:
             for mine, theirs in zip(results[name], results["truth"], strict=True):
                 errors[name] += squared_error(mine, theirs)
-    assert errors["native"] ** 0.5 <= 1.1 * errors["reference"] ** 0.5, errors
+    assert errors["native"] ** 0.5 <= 1.5 * errors["reference"] ** 0.5, errors
 
 
 def test_the_whole_criterion_without_gradients() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 import cid
 from benches import published_loops, step
 from cid import functional as F
+from tests import draws
 
 F64 = torch.float64
 
@@ -38,7 +39,7 @@ def test_the_criterion_in_loops_is_the_criterion() -> None:
     f, s, t, q, y = outputs()
     results = []
     for name in step.CRITERIA:
-        torch.manual_seed(0)
+        draws.seed(0)
         criterion = step.criterion(name, 3, 5, 4).double()
         criterion.bank.context.copy_(torch.randn(4, 3, dtype=F64))
         out = criterion(f, s, t, q, y)

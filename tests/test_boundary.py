@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 from cid import _native
 from cid import functional as F
 from cid.backends import native
+from tests import draws
 
 B, C = 6, 5
 NAMED = r"^(\w+: |backend 'native' can't take this call: )"
@@ -161,7 +162,7 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def _inputs() -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(B, C), torch.randn(B, C), torch.arange(B) % 3
+    return draws.normal(B, C), draws.normal(B, C), torch.arange(B) % 3
 
 
 def _cid_loss(s: Tensor, t: Tensor, y: Tensor, *, backend: str, **options: Any) -> Tensor:
@@ -293,6 +294,7 @@ def _refuses(name: str, kind: Any) -> None:
     kernel, arguments = _kernels()[name]
     kernel(*arguments)
     before = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+    refused = 0
     for i, argument in enumerate(arguments):
         if not isinstance(argument, Tensor):
             continue
@@ -305,6 +307,8 @@ def _refuses(name: str, kind: Any) -> None:
                 continue
             with pytest.raises((TypeError, ValueError, RuntimeError), match=r"^\w+: "):
                 kernel(*arguments[:i], unusual, *arguments[i + 1 :])
+            refused += 1
+    assert refused, "nothing of the call can be made of this kind"
     for x, old in zip(arguments, before, strict=True):
         assert not isinstance(x, Tensor) or torch.equal(x, old)
 
@@ -383,7 +387,7 @@ from torch import nn
 from cid import _native, functional as F
 warnings.simplefilter("ignore")
 torch.set_num_threads(3)
-torch.manual_seed(0)
+torch.manual_seed(int(os.environ.get("CID_TEST_SEED", "0")))
 # Below and above the size from which other Python threads may run meanwhile, and that of several tasks.
 SIZES = [(8, 16), (16, 1023), (17, 1024), (300, 1000)]
 INPUTS = [(torch.randn(n, c), torch.randn(n, c), torch.arange(n) % min(n // 2, c)) for n, c in SIZES]

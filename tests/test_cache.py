@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cid.cache import CacheError, CacheLayout, TeacherCache, digest, write_cache
+from tests import draws
 from tests.disk import fill_up
 
 N, V, D, C = 37, 3, 7, 9
@@ -22,7 +23,7 @@ class Teacher:
     """Outputs by sample and view, in uneven batches; counts the shards that it was asked for."""
 
     def __init__(self, *, classes: int = C, samples: int = N) -> None:
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(draws.shifted(1))
         self.features = torch.randn(V, samples, D, generator=generator)
         self.logits = 4 * torch.randn(V, samples, classes, generator=generator)
         self.asked: list[tuple[range, int]] = []

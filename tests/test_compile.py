@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import cid
 import cid.functional as F
 from cid.backends import ops
+from tests import bounds, draws
 from tests.cases import IGNORE
 
 CLASSES, STUDENT, TEACHER = 5, 6, 7
@@ -25,7 +26,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 def batch(rows: int, dtype: torch.dtype = torch.float32) -> Inputs:
     def matrix(size: int, *, trained: bool) -> Tensor:
-        return torch.randn(rows, size, dtype=dtype).requires_grad_(trained)
+        return draws.normal(rows, size, dtype=dtype).requires_grad_(trained)
 
     return {
         "f": matrix(STUDENT, trained=True),
@@ -33,7 +34,7 @@ def batch(rows: int, dtype: torch.dtype = torch.float32) -> Inputs:
         "a": matrix(TEACHER, trained=True),
         "t": matrix(TEACHER, trained=False),
         "q": matrix(CLASSES, trained=False),
-        "y": torch.where(torch.rand(rows) < 0.2, IGNORE, torch.arange(rows) % CLASSES),
+        "y": torch.where(draws.uniform(rows) < 0.2, IGNORE, torch.arange(rows) % CLASSES),
     }
 
 
@@ -80,9 +81,9 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
 
 
 def criterion(**options: Any) -> cid.CIDLoss:
-    torch.manual_seed(0)
+    draws.seed(0)
     loss = cid.CIDLoss(STUDENT, TEACHER, CLASSES, beta=10.0, gamma=1.0, **options)
-    loss.bank.context.normal_()
+    loss.bank.context.copy_(draws.normal(CLASSES, STUDENT))
     return loss
 
 
@@ -92,15 +93,34 @@ def _grads(inputs: Inputs, loss: Tensor) -> dict[str, Tensor]:
     return {name: grad for name, grad in zip(trained, grads, strict=True) if grad is not None}
 
 
+def _same(ours: Any, truth: Any, name: str = "result") -> None:
+    """The same but for rounding, of one tensor or of some.
+
+    A compiler may change the order of a sum, and what is rounded between two operations: a step is some ten of them
+    one after another, with sums of up to twenty terms, and rounds each to the largest of its tensor.
+    """
+    if isinstance(truth, dict):
+        for key, value in truth.items():
+            _same(ours[key], value, key)
+    elif isinstance(truth, tuple):
+        for one, other in zip(ours, truth, strict=True):
+            _same(one, other, name)
+    elif truth is None or not truth.is_floating_point():
+        assert ours is truth or torch.equal(ours, truth), name
+    else:
+        eps = torch.finfo(truth.dtype).eps
+        bounds.close(ours, truth, 16 * eps * float(truth.detach().abs().max()), name)
+
+
 def _agree(compiled: Callable[[Inputs], Tensor], eager: Callable[[Inputs], Tensor], inputs: Inputs) -> None:
     ours, truth = compiled(inputs), eager(inputs)
-    torch.testing.assert_close(ours, truth)
-    torch.testing.assert_close(_grads(inputs, ours), _grads(inputs, truth))
+    _same(ours, truth)
+    _same(_grads(inputs, ours), _grads(inputs, truth))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
-    torch.manual_seed(0)
+    draws.seed(0)
     function = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for rows in (8, 9, 13):
@@ -119,12 +139,12 @@ def test_criterion(warmup: int, target: str) -> None:
         x["y"] = _shares(x["y"]) if target == "shares" else x["y"]
         outputs = [module(x["f"], x["s"], x["t"], x["q"], x["y"]) for module in (compiled, eager)]
         for name, ours, truth in zip(cid.CIDOutput._fields, *outputs, strict=True):
-            torch.testing.assert_close(ours, truth, msg=name)
+            _same(ours, truth, name)
         for output in outputs:
             output.loss.backward()
         for (name, ours), truth in zip(traced.named_parameters(), eager.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, truth.grad, msg=name)
-        torch.testing.assert_close(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
+            _same(ours.grad, truth.grad, name)
+        _same(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
     assert traced.bank.numerator.any() == (warmup < 2)
 
 
@@ -164,7 +184,7 @@ def test_a_size_marked_as_dynamic_stays_so() -> None:
 
 
 def _distiller(student: nn.Module | None = None, **options: Any) -> cid.Distiller:
-    torch.manual_seed(0)
+    draws.seed(0)
     student = student or nn.Sequential(nn.Linear(4, STUDENT), nn.ReLU(), nn.Linear(STUDENT, CLASSES))
     teacher = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, CLASSES))
     return cid.Distiller(student, teacher, num_classes=CLASSES, beta=10.0, gamma=1.0, **options)
@@ -172,15 +192,15 @@ def _distiller(student: nn.Module | None = None, **options: Any) -> cid.Distille
 
 def _steps_agree(compiled: Callable[..., Any], traced: cid.Distiller, eager: cid.Distiller) -> None:
     for rows in (8, 9, 13):
-        x, y = torch.randn(rows, 4), torch.arange(rows) % CLASSES
+        x, y = draws.normal(rows, 4), torch.arange(rows) % CLASSES
         outputs = [module(x, y) for module in (compiled, eager)]
-        torch.testing.assert_close(*outputs)
+        _same(*outputs)
         for output in outputs:
             output.loss.backward()
-        torch.testing.assert_close(compiled(x), eager(x))
+        _same(compiled(x), eager(x))
     for (name, ours), truth in zip(traced.named_parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, truth.grad, msg=name)
-    torch.testing.assert_close(dict(traced.named_buffers()), dict(eager.named_buffers()))
+        _same(ours.grad, truth.grad, name)
+    _same(dict(traced.named_buffers()), dict(eager.named_buffers()))
 
 
 @pytest.mark.parametrize("warmup", [0, 2], ids=["trained", "warm-up"])
@@ -194,7 +214,7 @@ def test_epochs_compile_nothing_anew() -> None:
     """But for the phases: warming up, gathering, trained."""
     traced = _distiller(warmup_epochs=3)
     compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
-    x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
+    x, y = draws.normal(8, 4), torch.arange(8) % CLASSES
     for epoch in range(10):
         with torch._dynamo.config.patch(error_on_recompile=epoch not in (0, 2, 3)):
             compiled(x, y).loss.backward()
@@ -236,14 +256,14 @@ def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
     student.layer = nn.Linear(STUDENT, CLASSES, bias=False)
     traced = _distiller(student, warmup_epochs=0, student_layer=("layer",))
     with pytest.raises(torch._dynamo.exc.Unsupported, match="without a bias is used twice"):
-        torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)
+        torch.compile(traced, fullgraph=True, backend="aot_eager")(draws.normal(8, 4), torch.arange(8) % CLASSES)
 
 
 def test_a_compiled_model_that_is_called_by_itself() -> None:
     """Dynamo does not see that there is a hook now: what a trace without it leaves out must not go unnoticed."""
     student = nn.Sequential(nn.Linear(4, STUDENT), nn.Linear(STUDENT, CLASSES))
     student.compile(backend="aot_eager")
-    x, y = torch.randn(8, 4), torch.arange(8) % CLASSES
+    x, y = draws.normal(8, 4), torch.arange(8) % CLASSES
     distiller = _distiller(student, warmup_epochs=0)
     distiller(x, y)
     student(x)
@@ -260,7 +280,7 @@ def test_a_distiller_whose_layer_is_more_than_a_product() -> None:
     _steps_agree(torch.compile(traced, backend="aot_eager"), traced, eager)
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="cid captures a Linear with hooks"):
-        torch.compile(traced, fullgraph=True, backend="aot_eager")(torch.randn(8, 4), torch.arange(8) % CLASSES)
+        torch.compile(traced, fullgraph=True, backend="aot_eager")(draws.normal(8, 4), torch.arange(8) % CLASSES)
 
 
 def test_labels_are_checked_when_the_kernel_runs() -> None:
@@ -279,16 +299,20 @@ def test_float16_and_autocast() -> None:
         _agree(compiled, FUNCTIONS["kd"], x)
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="PyTorch's compiler writes vector code that it does not declare where there is no AVX2",
+)
 def test_inductor() -> None:
     """The real compiler, once: what it does with operators that write into what they are given."""
-    torch.manual_seed(0)
+    draws.seed(0)
     eager, traced = criterion(warmup_epochs=0), criterion(warmup_epochs=0)
     compiled = torch.compile(traced, fullgraph=True, dynamic=True)
     x = batch(8)
     ours, truth = (module(x["f"], x["s"], x["t"], x["q"], x["y"]).loss for module in (compiled, eager))
-    torch.testing.assert_close(ours, truth)
-    torch.testing.assert_close(_grads(x, ours), _grads(x, truth))
-    torch.testing.assert_close(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
+    _same(ours, truth)
+    _same(_grads(x, ours), _grads(x, truth))
+    _same(dict(traced.bank.named_buffers()), dict(eager.bank.named_buffers()))
 
 
 def test_inside_torch_func() -> None:
@@ -301,7 +325,7 @@ def test_inside_torch_func() -> None:
 
     s = x["s"].detach()
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(s), gradient(s))
+    _same(compiled(s), gradient(s))
     assert gradient(s).any()
 
 
@@ -322,7 +346,7 @@ def _samples() -> dict[str, tuple[Any, ...]]:
         "softmax_backward": (q, s.softmax(1), 4.0, like(s)),
         "context_weights": (q, y, 4.0, IGNORE, torch.zeros(8)),
         "soft_context_weights": (q, s.softmax(1), 4.0, like(q)),
-        "accumulate_context": (f, torch.rand(8), y, IGNORE, *sums),
+        "accumulate_context": (f, draws.uniform(8), y, IGNORE, *sums),
         "column_sums": (s, 2.0, torch.zeros(CLASSES)),
         "cid_before": (f, s, t, q, y, 4.0, IGNORE, terms, like(s), like(f), pair, like(s), *sums),
         "cid_after": (a, t, s, y, IGNORE, 1.0, 10.0, 1.0, terms, scalar, like(a), like(s)),
@@ -331,7 +355,7 @@ def _samples() -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_opcheck(name: str) -> None:
-    torch.manual_seed(0)
+    draws.seed(0)
     operator = getattr(torch.ops.cid, name).default
     torch.library.opcheck(operator, _samples()[name])
     without = tuple(None if argument.type.kind() == "OptionalType" else given for argument, given in zip(

@@ -2,6 +2,10 @@
 
 A function or closure that is not inlined into a tier's function loses the tier's CPU features: vectors then travel
 through memory, and their arithmetic runs 10 to 30 times slower, with the right results. No other test sees that.
+
+Written for the code of rustc 1.89 to 1.95. No version is pinned: users build with theirs, and a compiler that loses the
+vectors is what this is to find. So nothing is asked of how many functions or loops there are; a failure names the
+compiler.
 """
 
 import platform
@@ -16,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from cid import _native
+from cid.backends import ops
 
 if sys.platform != "linux" or platform.machine() != "x86_64":
     pytest.skip("reads the instructions and symbols of x86-64 Linux alone", allow_module_level=True)
@@ -163,6 +168,8 @@ class Library:
                 for r in section.iter_relocations() if isinstance(section, RelocationSection) else ():
                     slots[r["r_offset"]] = dynamic.get_symbol(r["r_info_sym"]).name or names.get(r["r_addend"], "?")
             code, base = text.data(), text["sh_addr"]
+            comment = elf.get_section_by_name(".comment")
+            self.compiler = " ".join(comment.data().decode().split("\0")) if comment else "an unknown compiler"
         decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self.functions = []
         for address, (name, size) in sorted(functions.items()):
@@ -254,23 +261,24 @@ def library() -> Library:
 
 @tiers
 def test_the_kernels_are_there(library: Library, tier: str) -> None:
-    """What the other tests look through is not nothing: kernels of four types, and their exponentials."""
+    """What the other tests look through is not nothing: each kernel has a function and a loop, and some have `exp`."""
     functions = library.of(tier)
-    assert len(functions) >= 40
-    assert sum(len(function.loops) for function in functions) >= 200
-    assert exponentials(library, tier, "f32") >= 3  # of float32 and of two halves
-    assert exponentials(library, tier, "f64") >= 1
+    kernels = len(ops.SCHEMAS)
+    assert len(functions) >= kernels, library.compiler
+    assert sum(len(function.loops) for function in functions) >= kernels, library.compiler
+    for number in EXP:
+        assert exponentials(library, tier, number), library.compiler
 
 
 @tiers
 def test_everything_is_inlined(library: Library, tier: str) -> None:
-    assert misplaced_calls(library, tier) == []
+    assert misplaced_calls(library, tier) == [], library.compiler
 
 
 @tiers
 def test_loops_compute_with_whole_vectors(library: Library, tier: str) -> None:
-    assert lost_loops(library, tier) == []
+    assert lost_loops(library, tier) == [], library.compiler
 
 
 def test_wide_vectors_are_the_tiers_alone(library: Library) -> None:
-    assert strays(library) == []
+    assert strays(library) == [], library.compiler

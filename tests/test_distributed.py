@@ -12,19 +12,20 @@ from torch.multiprocessing.spawn import spawn
 
 import cid
 from cid.train.methods import CID
+from tests import draws
 
 RANKS, STEPS, B, C = 2, 3, 8, 4
 
 
 def make(**options: Any) -> cid.Distiller:
-    torch.manual_seed(0)
+    draws.seed(0)
     student = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, C))
     teacher = nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, C))
     return cid.Distiller(student, teacher, num_classes=C, beta=1.0, gamma=1.0, warmup_epochs=0, **options)
 
 
 def batches(rank: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(rank)
+    generator = torch.Generator().manual_seed(draws.shifted(rank))
     return [
         (torch.randn(B, 10, generator=generator), torch.randint(C, (B,), generator=generator)) for _ in range(STEPS)
     ]

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cid.integrations.lightning import DistillationCallback
+from tests import draws
 
 # Lightning's own use of deprecated functions, and its advice, are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,7 +28,7 @@ B, C, STEPS, EPOCHS = 8, 4, 4, 4
 
 
 def distiller(**options: Any) -> cid.Distiller:
-    torch.manual_seed(0)
+    draws.seed(0)
     student = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, C))
     teacher = nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, C))
     return cid.Distiller(
@@ -36,7 +37,7 @@ def distiller(**options: Any) -> cid.Distiller:
 
 
 def data(*, same: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(draws.shifted(0))
     x = torch.randn(B * STEPS, 10, generator=generator)
     if same:
         x = x[:B].repeat(STEPS, 1)

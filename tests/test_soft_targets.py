@@ -13,6 +13,7 @@ import cid
 from cid import _native
 from cid import functional as F
 from cid.backends import select
+from tests import draws
 from tests.cases import IGNORE, features, labels, logits
 from tests.test_backends import SIZES, real, types
 
@@ -56,7 +57,7 @@ def cross_entropy_of(z: Tensor, y: Tensor, smoothing: float, backend: str) -> Te
 @given(rows=SIZES, classes=SIZES, smoothing=st.sampled_from(SMOOTHINGS), seed=st.integers(0, 2**32))
 def test_cross_entropy(dtype: torch.dtype, backend: str, rows: int, classes: int, smoothing: float, seed: int) -> None:
     """Errors are those of float32 (or float64) sums of terms of one sign, and of the gradient's own rounding."""
-    torch.manual_seed(seed)
+    draws.seed(seed)
     z, y = logits(rows, classes, dtype), shares(rows, classes, real(dtype))
     leaf, truth = z.clone().requires_grad_(), z.double().requires_grad_()
     loss, expected = cross_entropy_of(leaf, y, smoothing, backend), cross_entropy(truth, y, smoothing)
@@ -79,7 +80,7 @@ def test_cross_entropy(dtype: torch.dtype, backend: str, rows: int, classes: int
 @backends
 @given(rows=SIZES, classes=SIZES, dim=SIZES, seed=st.integers(0, 2**32))
 def test_contexts(dtype: torch.dtype, backend: str, rows: int, classes: int, dim: int, seed: int) -> None:
-    torch.manual_seed(seed)
+    draws.seed(seed)
     f, q, y = features(rows, dim, dtype), logits(rows, classes, dtype), shares(rows, classes, real(dtype))
     w = F.context_weights(q, y, temperature=2.0, backend=backend)
     expected = y.double() * torch.softmax(q.double() / 2, 1)
@@ -128,7 +129,7 @@ def whole(
     backend: str | None, seed: int, sizes: tuple[int, int, int, int], target: Any, **options: Any
 ) -> list[Tensor]:
     """Everything that comes out of cid_loss, its context sums and its gradients."""
-    torch.manual_seed(seed)
+    draws.seed(seed)
     b, ds, dt, c = sizes
     shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
     leaves = [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
@@ -173,7 +174,7 @@ def test_the_whole_criterion_written_out() -> None:
     """Of shares, term by term, in float64."""
     b, ds, dt, c = 12, 7, 9, 5
     ce, kd, sample, class_, z, numerator, denominator, *_ = values = whole("native", 3, (b, ds, dt, c), shares)[1:]
-    torch.manual_seed(3)
+    draws.seed(3)
     shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
     f, s, a, a0, w, w0 = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
     t, q, m = features(b, dt, torch.float64), logits(b, c, torch.float64), features(c, ds, torch.float64)
@@ -265,7 +266,7 @@ def test_label_smoothing_is_pytorchs(backend: str, smoothing: float, soft: bool)
 
 
 def criterion(**options: Any) -> cid.CIDLoss:
-    torch.manual_seed(0)
+    draws.seed(0)
     return cid.CIDLoss(9, 9, 4, **({"beta": 1.0, "gamma": 1.0, "warmup_epochs": 0} | options))
 
 
@@ -391,7 +392,7 @@ def test_distiller_with_timms_mixup() -> None:
     """In a loop: mixup, CutMix and smoothing by timm, which keeps shares in the type of its own."""
     timm_data = pytest.importorskip("timm.data")
     mixup = timm_data.Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
-    torch.manual_seed(0)
+    draws.seed(0)
     student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     teacher = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     distiller = cid.Distiller(student, teacher, num_classes=5, beta=1.0, gamma=1.0, warmup_epochs=1)

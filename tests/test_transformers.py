@@ -19,6 +19,7 @@ pytest.importorskip("accelerate", reason="needs the extra: pip install 'cid-dist
 from transformers import TrainingArguments
 
 from cid.integrations.transformers import DistillationTrainer
+from tests import draws
 
 # The frameworks' own use of deprecated functions, and their advice, are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,13 +47,13 @@ class Net(nn.Module):
 
 
 def distiller(**options: Any) -> cid.Distiller:
-    torch.manual_seed(0)
+    draws.seed(0)
     options = {"num_classes": C, "beta": 1.0, "gamma": 1.0, "warmup_epochs": 1} | options
     return cid.Distiller(Net(6), Net(9), **options)
 
 
 def data() -> list[dict[str, Any]]:
-    x = torch.randn(B * STEPS, 10, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(B * STEPS, 10, generator=torch.Generator().manual_seed(draws.shifted(0)))
     return [{"pixel_values": row, "labels": i % C, "idle": i} for i, row in enumerate(x)]
 
 

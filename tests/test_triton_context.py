@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cid.backends import reference
+from tests import bounds, draws
 from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
@@ -16,12 +17,11 @@ IGNORE = -100
 
 def draw(samples: int, columns: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Features, weights, labels of which some name no class, and what the sums were before."""
-    features = torch.randn(samples, columns, device=DEVICE)
-    weights = torch.rand(samples, device=DEVICE)
-    target = torch.randint(classes, (samples,), device=DEVICE)
+    features, weights = draws.normal(samples, columns).to(DEVICE), draws.uniform(samples).to(DEVICE)
+    target = draws.below(classes, samples).to(DEVICE)
     for row, label in enumerate([IGNORE, -1, classes, 2**40][: samples // 2]):
         target[row], features[row], weights[row] = label, float("nan"), float("nan")
-    before = torch.randn(classes, columns, device=DEVICE), torch.rand(classes, device=DEVICE)
+    before = draws.normal(classes, columns).to(DEVICE), draws.uniform(classes).to(DEVICE)
     return features, weights, target, *before
 
 
@@ -32,28 +32,30 @@ def truth(features: Tensor, weights: Tensor, target: Tensor, *sums: Tensor) -> t
     return tuple(expected)
 
 
+def check(features: Tensor, weights: Tensor, target: Tensor, numerator: Tensor, denominator: Tensor) -> None:
+    expected = truth(features, weights, target, numerator, denominator)
+    bound = bounds.contexts(features, weights, target, (numerator, denominator))
+    accumulate_context(features, weights, target, IGNORE, numerator, denominator)
+    bounds.close(numerator, expected[0], bound[0])
+    bounds.close(denominator, expected[1], bound[1])
+
+
 @pytest.mark.parametrize(
     ("samples", "columns", "classes"),
     [(1, 1, 1), (2, 37, 3), (37, 129, 2), (50, 3, 1), (129, 16, 1000), (9, 5, 128_256)],
 )
 def test_odd_sizes(samples: int, columns: int, classes: int) -> None:
-    features, weights, target, numerator, denominator = draw(samples, columns, classes)
-    expected = truth(features, weights, target, numerator, denominator)
-    accumulate_context(features, weights, target, IGNORE, numerator, denominator)
-    torch.testing.assert_close((numerator.double(), denominator.double()), expected, rtol=2e-6, atol=2e-6)
+    check(*draw(samples, columns, classes))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sums", ["float32", "half"])
 def test_half_precision(dtype: torch.dtype, sums: str) -> None:
-    features, weights, target, numerator, denominator = draw(40, 20, 3)
-    features = features.to(dtype)
+    """Sums of that type are rounded to it once, at the end."""
+    features, *others = draw(40, 20, 3)
     if sums == "half":
-        weights, numerator, denominator = (x.to(dtype) for x in (weights, numerator, denominator))
-    expected = truth(features, weights, target, numerator, denominator)
-    accumulate_context(features, weights, target, IGNORE, numerator, denominator)
-    tolerance = 2e-6 if sums == "float32" else torch.finfo(dtype).eps
-    torch.testing.assert_close((numerator.double(), denominator.double()), expected, rtol=tolerance, atol=tolerance)
+        others = [x.to(dtype) if x.is_floating_point() else x for x in others]
+    check(features.to(dtype), *others)
 
 
 def test_classes_that_do_not_occur_are_not_touched() -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from cid.backends import reference
 from cid.backends.options import KDOptions
+from tests import bounds, draws
+from tests.bounds import close
 from tests.cases import IGNORE, features, labels, logits
 from tests.gpu import DEVICE
 
@@ -19,13 +21,6 @@ T = 4.0
 SIZES = [(37, 10, 9, 20), (1, 1, 1, 1), (5, 130, 3, 2)]
 sizes = pytest.mark.parametrize(("rows", "classes", "students", "teachers"), SIZES)
 types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-
-
-def close(ours: Tensor, truth: Tensor | None) -> None:
-    assert truth is not None
-    rounding = torch.finfo(ours.dtype).eps if ours.dtype != torch.float32 else 2e-6
-    scale = float(truth.abs().max()) if truth.numel() else 0.0
-    torch.testing.assert_close(ours.cpu(), truth.to(ours.dtype), rtol=rounding, atol=rounding * scale + 1e-7)
 
 
 def draw(rows: int, classes: int, students: int, teachers: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -53,25 +48,34 @@ def test_before(rows: int, classes: int, students: int, teachers: int, dtype: to
     kd = reference.kd_loss(s, q, None, KDOptions(T, "forward", 0.5, IGNORE, "mean"))
     class_ = reference.class_loss(f, t, y, IGNORE)
     (kd + class_).backward()
-    close(terms[1], kd.detach())
-    close(terms[3], class_.detach())
-    close(kd_grad, s.grad)
-    close(class_grad, f.grad)
-    close(belief, torch.softmax(s.detach() / T, 1))
-    close(inputs[:, :students], f.detach())
+    assert s.grad is not None
+    assert f.grad is not None
+    kd_bound = bounds.kd(s, q, None, KDOptions(T, "forward", 0.5, IGNORE, "mean"))
+    class_bound = bounds.class_(given[0], given[2], y, IGNORE)
+    close(terms[1], kd, kd_bound.value)
+    close(terms[3], class_, class_bound.value)
+    close(kd_grad, s.grad, kd_bound.grad)
+    close(class_grad, f.grad, class_bound.grad)
+    close(belief, *bounds.softmax(s.detach(), T))
+    assert torch.equal(inputs[:, :students].cpu(), given[0])
     assert (inputs[:, students:] == 7).all()
-    sums = torch.ones(classes, students, dtype=torch.float64), torch.ones(classes, dtype=torch.float64)
-    reference.accumulate_context(f.detach(), reference.context_weights(q, y, T, IGNORE), y, IGNORE, *sums)
-    close(numerator, sums[0])
-    close(denominator, sums[1])
+    before = torch.ones(classes, students, dtype=torch.float64), torch.ones(classes, dtype=torch.float64)
+    sums, weights = tuple(x.clone() for x in before), reference.context_weights(q, y, T, IGNORE)
+    reference.accumulate_context(f.detach(), weights, y, IGNORE, *sums)
+    part = bounds.growth(rows) + float(bounds.exponentials(q / T).max())  # of the weights
+    for ours, truth, bound in zip(
+        (numerator, denominator), sums, bounds.contexts(f.detach(), weights, y, before, part), strict=True
+    ):
+        close(ours, truth, bound)
 
 
 @sizes
 def test_after_with_shares(rows: int, classes: int, students: int, teachers: int) -> None:
     """Of ce alone there is another target."""
     a, t, z = (features(rows, n, torch.float32) for n in (teachers, teachers, classes))
-    y = torch.rand(rows, classes).softmax(1)
+    y = draws.uniform(rows, classes).softmax(1)
     y[0] = 0
+    ce_bound, sample_bound = bounds.soft_cross_entropy(z, y), bounds.sample(a, t, "mean").value
     terms, loss = torch.tensor([7.0, 2.0, 7.0, 3.0], device=DEVICE), torch.full((), 7.0, device=DEVICE)
     sample_grad, ce_grad = (torch.full_like(x, 7.0, device=DEVICE) for x in (a, z))
     adapted, teacher, logits_, target = (x.to(DEVICE) for x in (a, t, z, y))
@@ -80,9 +84,16 @@ def test_after_with_shares(rows: int, classes: int, students: int, teachers: int
     z, a = z.double().requires_grad_(), a.double()
     sample, ce = reference.sample_loss(a, t.double(), "mean"), reference.cross_entropy(z, y, IGNORE)
     ce.backward()
-    close(terms, torch.stack([ce.detach(), torch.tensor(2.0), sample, torch.tensor(3.0)]))
-    close(loss, (0.5 * (ce.detach() + 2.0) + 10.0 * sample + 2.0 * 3.0))
-    close(ce_grad, z.grad)
+    assert z.grad is not None
+    none = torch.zeros(())
+    close(
+        terms,
+        torch.stack([ce.detach(), none + 2.0, sample, none + 3.0]),
+        torch.stack([ce_bound.value, none, sample_bound, none]),
+    )
+    total = 0.5 * (ce.detach() + 2.0) + 10.0 * sample + 2.0 * 3.0
+    close(loss, total, 0.5 * ce_bound.value + 10.0 * sample_bound + bounds.growth(4) * total)
+    close(ce_grad, z.grad, ce_bound.grad)
 
 
 @types
@@ -101,15 +112,24 @@ def test_after(rows: int, classes: int, students: int, teachers: int, dtype: tor
     z.requires_grad_()
     sample, ce = reference.sample_loss(a, t, "mean"), reference.cross_entropy(z, y, IGNORE)
     (sample + ce).backward()
-    close(terms, torch.stack([ce.detach(), torch.tensor(2.0), sample.detach(), torch.tensor(3.0)]))
-    close(loss, (0.5 * (ce + 2.0) + 10.0 * sample + 2.0 * 3.0).detach())
-    close(sample_grad, a.grad)
-    close(ce_grad, z.grad)
+    sample, ce = sample.detach(), ce.detach()
+    assert a.grad is not None
+    assert z.grad is not None
+    sample_bound, ce_bound = bounds.sample(a, t, "mean"), bounds.cross_entropy(z, y, IGNORE)
+    close(terms[0], ce, ce_bound.value)
+    close(terms[2], sample, sample_bound.value)
+    assert terms[1::2].tolist() == [2.0, 3.0]
+    total = 0.5 * (ce + 2.0) + 10.0 * sample + 2.0 * 3.0
+    rest = bounds.growth(4) * total  # all positive
+    close(loss, total, 0.5 * ce_bound.value + 10 * sample_bound.value + rest)
+    close(sample_grad, a.grad, sample_bound.grad)
+    close(ce_grad, z.grad, ce_bound.grad)
 
     # In the warm-up there is no ce, and in an evaluation no gradient.
     kernels.cid_after(adapted, teacher, None, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, None, None)
-    close(terms, torch.stack([torch.tensor(0.0), torch.tensor(2.0), sample.detach(), torch.tensor(3.0)]))
-    close(loss, (0.5 * 2.0 + 10.0 * sample + 2.0 * 3.0).detach())
+    assert terms[0] == 0
+    close(terms[2], sample, sample_bound.value)
+    close(loss, total - 0.5 * ce, 10 * sample_bound.value + rest)
 
 
 def test_only_what_is_asked_for() -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from cid import functional as F
 from cid.backends import reference
+from tests import bounds, draws
+from tests.bounds import Bound, close
 from tests.cases import IGNORE, features, labels, logits
 from tests.gpu import DEVICE
 
@@ -49,16 +51,6 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 by_pieces = pytest.mark.usefixtures("pieces")
 
 
-def close(ours: Tensor, truth: Tensor, *, noise: float = 0.0) -> None:
-    """Equal but for rounding: of each element to its type, and of the largest one to float32."""
-    truth = truth.to(DEVICE, torch.float64)
-    finite = truth[truth.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    info = torch.finfo(ours.dtype)
-    atol = 2e-6 * scale + noise + info.tiny * (info.eps if ours.dtype == torch.float16 else 1.0)
-    torch.testing.assert_close(ours, truth.to(ours.dtype), rtol=max(2e-5, info.eps), atol=atol, equal_nan=True)
-
-
 def truth(student: Tensor, formula: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The value of the reference in float64, and the derivative of its sum."""
     student = student.double().requires_grad_()
@@ -77,6 +69,12 @@ def run(kernel: Callable[..., None], student: Tensor, *arguments: object, each: 
     return loss, grad
 
 
+def both_close(ours: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], bound: Bound) -> None:
+    """The value and the derivative."""
+    close(ours[0], truth[0], bound.value)
+    close(ours[1], truth[1], bound.grad)
+
+
 def kd(
     s: Tensor,
     q: Tensor,
@@ -86,21 +84,19 @@ def kd(
     divergence: str = "forward",
     beta: float = 0.5,
     reduction: str = "none",
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Ours and the truth."""
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Bound]:
+    """Ours, the truth, and how far they may be apart."""
     mean = reduction == "mean"
     ours = run(kernels.kd, s, q, y, temperature, divergence, beta, IGNORE, mean, each=reduction == "none")
     options = KDOptions(temperature, divergence, beta, IGNORE, reduction)
-    return ours, truth(s, lambda s: reference.kd_loss(s, q.double(), y, options))
+    return ours, truth(s, lambda s: reference.kd_loss(s, q.double(), y, options)), bounds.kd(s, q, y, options)
 
 
 @cases
 @divergences
 def test_kd(shape: tuple[int, int], dtype: torch.dtype, divergence: str, beta: float) -> None:
     s, q = logits(*shape, dtype), logits(*shape, dtype)
-    (loss, grad), (true_loss, true_grad) = kd(s, q, divergence=divergence, beta=beta, reduction="mean")
-    close(loss, true_loss, noise=1e-7)
-    close(grad, true_grad, noise=1e-7)
+    both_close(*kd(s, q, divergence=divergence, beta=beta, reduction="mean"))
 
 
 @by_pieces
@@ -111,20 +107,17 @@ def test_kd_of_extreme_logits(dtype: torch.dtype, divergence: str, beta: float, 
     if dtype == torch.float16:
         factor **= 0.1  # what it can hold
     s, q = (factor * logits(5, 37, dtype) for _ in range(2))
-    (loss, grad), (true_loss, true_grad) = kd(s, q, temperature=3.0, divergence=divergence, beta=beta)
-    # Of both sums of the Jensen-Shannon divergence the terms of first order cancel; of P - Q, both near 1/C.
-    close(loss, true_loss, noise=3e-6)
-    close(grad, true_grad, noise=3e-7)
+    both_close(*kd(s, q, temperature=3.0, divergence=divergence, beta=beta))
 
 
 @by_pieces
 @divergences
 def test_kd_of_close_distributions_does_not_cancel(divergence: str, beta: float) -> None:
+    """The bound is of the derivative, which is as small as the distributions are close."""
     q = logits(2, 37, torch.float32)
-    s = q + 1e-3 * torch.randn(2, 37)
-    (loss, _), (true_loss, _) = kd(s, q, divergence=divergence, beta=beta)
-    torch.testing.assert_close(loss.cpu().double(), true_loss, rtol=1e-3, atol=0)
-    (loss, grad), _ = kd(q, q, divergence=divergence, beta=beta)
+    s = q + 1e-3 * draws.normal(2, 37)
+    both_close(*kd(s, q, divergence=divergence, beta=beta))
+    (loss, grad), *_ = kd(q, q, divergence=divergence, beta=beta)
     assert (loss == 0).all()
     assert (grad == 0).all()
 
@@ -136,9 +129,8 @@ def test_kd_leaves_out_rows(divergence: str, beta: float, reduction: str) -> Non
     s, q, y = logits(9, 10, torch.float32), logits(9, 10, torch.float32), labels(9, 10)
     y[2], y[4] = IGNORE, 3
     s[2], q[2, 1] = NAN, INF
-    (loss, grad), (true_loss, true_grad) = kd(s, q, y, divergence=divergence, beta=beta, reduction=reduction)
-    close(loss, true_loss)
-    close(grad, true_grad)
+    (loss, grad), expected, bound = kd(s, q, y, divergence=divergence, beta=beta, reduction=reduction)
+    both_close((loss, grad), expected, bound)
     y[2], y[y == IGNORE] = 2**40, -1
     other, other_grad = run(
         kernels.kd, s, q, y, 4.0, divergence, beta, IGNORE, reduction == "mean", each=reduction == "none"
@@ -156,13 +148,12 @@ def test_kd_of_masked_and_missing_logits(divergence: str, beta: float) -> None:
     one_alone = s if divergence == "reverse" else q  # ruled out by one, not infinitely wrong
     one_alone[2, 7] = -INF
     s[3, 5], q[4, 6], s[5] = NAN, NAN, -INF
-    (loss, grad), _ = kd(s, q, divergence=divergence, beta=beta)
+    (loss, grad), *_ = kd(s, q, divergence=divergence, beta=beta)
     assert loss[3:].isnan().all()
     assert grad[3:].isnan().all()
     # The reference's gradient of the Jensen-Shannon divergence has no place for -inf.
-    _, (true_loss, true_grad) = kd(*(x[:3].clamp(min=-1e6) for x in (s, q)), divergence=divergence, beta=beta)
-    close(loss[:3], true_loss)
-    close(grad[:3], true_grad)
+    _, expected, bound = kd(*(x[:3].clamp(min=-1e6) for x in (s, q)), divergence=divergence, beta=beta)
+    both_close((loss[:3], grad[:3]), expected, bound)
     if divergence != "js":
         (s if divergence == "forward" else q)[0, 1] = -INF
         assert kd(s, q, divergence=divergence)[0][0][0] == INF
@@ -174,10 +165,10 @@ def test_softmax(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x, g = logits(*shape, dtype).to(DEVICE), features(*shape, dtype).to(DEVICE)
     out, grad = torch.full_like(x, 7.0), torch.full_like(x, 7.0)
     kernels.softmax(x, 3.0, out)
-    close(out, torch.softmax(x.double() / 3.0, 1))
+    close(out, *bounds.softmax(x, 3.0))
     kernels.softmax_backward(g, out, 3.0, grad)
     p = out.double()
-    close(grad, p * (g - (p * g).sum(1, keepdim=True)) / 3.0, noise=1e-7)
+    close(grad, p * (g - (p * g).sum(1, keepdim=True)) / 3.0, bounds.softmax_backward(p, g, 3.0))
 
 
 @by_pieces
@@ -194,12 +185,21 @@ def test_softmax_of_masked_and_missing_logits() -> None:
 @cases
 def test_context_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
     q, y = logits(*shape, dtype), labels(*shape)
+    expected, part = reference.context_weights(q.double(), y, 2.0, IGNORE), bounds.exponentials(q.double() / 2.0)
     q[y == IGNORE] = NAN
     out = torch.full((len(q),), 7.0, device=DEVICE)
     kernels.context_weights(q.to(DEVICE), y.to(DEVICE), 2.0, IGNORE, out)
-    close(out, reference.context_weights(q.double(), y, 2.0, IGNORE))
+    close(out, expected, part.squeeze(1) * expected)
     kernels.context_weights(q.to(DEVICE), torch.full_like(y, shape[1]).to(DEVICE), 2.0, IGNORE, out)
     assert (out == 0).all()
+
+
+def sample_truth(s: Tensor, t: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    return truth(s, lambda s: reference.sample_loss(s, t.double(), reduction))
+
+
+def ce_truth(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
 
 
 @by_pieces
@@ -208,10 +208,8 @@ def test_context_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
 def test_sample(shape: tuple[int, int], dtype: torch.dtype, reduction: str) -> None:
     s, t = features(*shape, dtype), features(*shape, dtype)
     t[0] = 0  # counts nothing
-    loss, grad = run(kernels.sample, s, t, reduction == "mean", each=reduction == "none")
-    true_loss, true_grad = truth(s, lambda s: reference.sample_loss(s, t.double(), reduction))
-    close(loss, true_loss)
-    close(grad, true_grad)
+    ours = run(kernels.sample, s, t, reduction == "mean", each=reduction == "none")
+    both_close(ours, sample_truth(s, t, reduction), bounds.sample(s, t, reduction))
 
 
 @by_pieces
@@ -220,10 +218,7 @@ def test_sample(shape: tuple[int, int], dtype: torch.dtype, reduction: str) -> N
 def test_sample_of_extreme_features(dtype: torch.dtype, factor: float) -> None:
     s, t = (factor * features(3, 37, dtype) for _ in range(2))
     t[1, :20], t[2, 20:], s[2, 20:] = 0, 0, 0
-    loss, grad = run(kernels.sample, s, t, True)
-    true_loss, true_grad = truth(s, lambda s: reference.sample_loss(s, t.double(), "mean"))
-    close(loss, true_loss)
-    close(grad, true_grad)
+    both_close(run(kernels.sample, s, t, True), sample_truth(s, t, "mean"), bounds.sample(s, t, "mean"))
 
 
 @by_pieces
@@ -243,11 +238,10 @@ def test_sample_of_odd_teachers() -> None:
 @cases
 def test_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
     z, y = logits(*shape, dtype), labels(*shape)
-    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
+    expected, bound = ce_truth(z, y), bounds.cross_entropy(z, y, IGNORE)
     z[y == IGNORE] = NAN
     loss, grad = run(kernels.cross_entropy, z, y, IGNORE)
-    close(loss, true_loss)
-    close(grad, true_grad)
+    both_close((loss, grad), expected, bound)
     other, other_grad = run(kernels.cross_entropy, z, torch.where(y == IGNORE, shape[1], y), IGNORE)
     assert torch.equal(other, loss)
     assert torch.equal(other_grad, grad)
@@ -255,21 +249,19 @@ def test_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 def shares(rows: int, classes: int) -> Tensor:
     """About every other class has one, and about one row in six none."""
-    y = torch.where(torch.rand(rows, classes) < 0.5, 0.0, torch.rand(rows, classes))
+    y = torch.where(draws.uniform(rows, classes) < 0.5, 0.0, draws.uniform(rows, classes))
     y[:, 0] += 0.1
-    return torch.where(torch.rand(rows, 1) < 1 / 6, 0.0, y / y.sum(1, keepdim=True))
+    return torch.where(draws.uniform(rows, 1) < 1 / 6, 0.0, y / y.sum(1, keepdim=True))
 
 
 @by_pieces
 @cases
 def test_soft_cross_entropy(shape: tuple[int, int], dtype: torch.dtype) -> None:
     z, y = logits(*shape, dtype), shares(*shape)
-    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y.double(), IGNORE))
+    expected = truth(z, lambda z: reference.cross_entropy(z, y.double(), IGNORE))
+    bound = bounds.soft_cross_entropy(z, y)
     z[(y == 0).all(1)] = NAN
-    loss, grad = run(kernels.soft_cross_entropy, z, y)
-    close(loss, true_loss)
-    # Of p - y, each of which may be 1, over the rows that count.
-    close(grad, true_grad, noise=2e-6 / max(int((y != 0).any(1).sum()), 1))
+    both_close(run(kernels.soft_cross_entropy, z, y), expected, bound)
 
 
 @by_pieces
@@ -277,22 +269,21 @@ def test_a_class_without_a_share_may_be_ruled_out() -> None:
     z, y = logits(5, 37, torch.float32), shares(5, 37)
     z[y == 0] = -INF
     z[(y == 0).all(1)] = 0.0
-    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y.double(), IGNORE))
-    loss, grad = run(kernels.soft_cross_entropy, z, y)
-    assert loss.isfinite()
-    close(loss, true_loss)
-    close(grad, true_grad, noise=2e-6)
+    expected = truth(z, lambda z: reference.cross_entropy(z, y.double(), IGNORE))
+    found = run(kernels.soft_cross_entropy, z, y)
+    assert found[0].isfinite()
+    both_close(found, expected, bounds.soft_cross_entropy(z, y))
 
 
 @by_pieces
 @cases
 def test_soft_context_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
     q, y = logits(*shape, dtype), shares(*shape)
-    expected = reference.context_weights(q.double(), y, 2.0, IGNORE)
+    expected, (belief, rounding) = reference.context_weights(q.double(), y, 2.0, IGNORE), bounds.softmax(q, 2.0)
     q[(y == 0).all(1)] = NAN
     out = torch.full(shape, 7.0, device=DEVICE)
     kernels.soft_context_weights(q.to(DEVICE), y.to(DEVICE), 2.0, out)
-    close(out, expected)
+    bounds.close(out, expected, y * (rounding + bounds.EPS * belief))
 
 
 @cases
@@ -313,10 +304,7 @@ def test_kd_of_two_types(
 def test_cross_entropy_of_extreme_logits(factor: float) -> None:
     z, y = factor * logits(5, 37, torch.float32), labels(5, 37)
     z[0, 3], z[1, y[1] - 1] = -INF, -INF
-    loss, grad = run(kernels.cross_entropy, z, y, IGNORE)
-    true_loss, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
-    close(loss, true_loss)
-    close(grad, true_grad)
+    both_close(run(kernels.cross_entropy, z, y, IGNORE), ce_truth(z, y), bounds.cross_entropy(z, y, IGNORE))
 
 
 @by_pieces
@@ -324,9 +312,7 @@ def test_what_is_left_of_a_belief_close_to_1() -> None:
     z = torch.zeros(1, 37)
     z[0, 1] = 15
     y = torch.tensor([1])
-    _, grad = run(kernels.cross_entropy, z, y, IGNORE)
-    _, true_grad = truth(z, lambda z: reference.cross_entropy(z, y, IGNORE))
-    torch.testing.assert_close(grad.cpu().double(), true_grad, rtol=1e-5, atol=0)
+    both_close(run(kernels.cross_entropy, z, y, IGNORE), ce_truth(z, y), bounds.cross_entropy(z, y, IGNORE))
 
 
 def test_without_a_gradient() -> None:
@@ -378,32 +364,30 @@ def test_column_sums(shape: tuple[int, int], dtype: torch.dtype) -> None:
     matrix = features(*shape, dtype).to(DEVICE)
     out = torch.full(shape[1:], 7.0, dtype=dtype, device=DEVICE)
     kernels.column_sums(matrix, 0.3, out)
-    close(out, 0.3 * matrix.double().sum(0))
+    wide = 0.3 * matrix.double()
+    close(out, wide.sum(0), bounds.growth(len(wide)) * wide.abs().sum(0))
 
 
 def test_long_rows() -> None:
     """More columns than a program holds, as they are."""
     s, q, y = logits(1, 20_001, torch.float32), logits(1, 20_001, torch.float32), torch.tensor([20_000])
-    for ours, true in (
-        *(kd(s, q, divergence=divergence) for divergence in ("forward", "reverse", "js")),
-        (run(kernels.cross_entropy, s, y, IGNORE), truth(s, lambda s: reference.cross_entropy(s, y, IGNORE))),
-        (run(kernels.sample, s, q, True), truth(s, lambda s: reference.sample_loss(s, q.double(), "mean"))),
-    ):
-        close(ours[0], true[0])
-        close(ours[1], true[1])
+    for divergence in ("forward", "reverse", "js"):
+        both_close(*kd(s, q, divergence=divergence))
+    both_close(run(kernels.cross_entropy, s, y, IGNORE), ce_truth(s, y), bounds.cross_entropy(s, y, IGNORE))
+    both_close(run(kernels.sample, s, q, True), sample_truth(s, q, "mean"), bounds.sample(s, q, "mean"))
 
 
 def test_kd_agrees_with_the_function() -> None:
     """That of the user, on the CPU."""
     s, q = logits(8, 10, torch.float32), logits(8, 10, torch.float32)
-    (loss, _), _ = kd(s, q, reduction="mean")
-    torch.testing.assert_close(loss.cpu(), F.kd_loss(s, q, temperature=4.0), rtol=1e-5, atol=1e-6)
+    (loss, _), _, bound = kd(s, q, reduction="mean")
+    close(loss, F.kd_loss(s, q, temperature=4.0), 2 * bound.value)
 
 
 def test_scale() -> None:
     """A factor of 1 leaves every bit, and NaN is a factor as others are."""
     for dtype in TYPES.values():
-        grad = torch.randn(37, 333).to(dtype).to(DEVICE)
+        grad = draws.normal(37, 333, dtype=dtype).to(DEVICE)
         for factor in (1.0, 0.5, 1024.0, float("nan")):
             scaled = grad.clone()
             kernels.scale(scaled, torch.tensor(factor, device=DEVICE))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import cid
 from cid import functional as F
+from tests import bounds
 from tests.gpu import DEVICE
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -107,11 +108,9 @@ class _Model(nn.Module):
         return self.linear(self.body(x).relu())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["trajectory", "trajectory_ema"])
-def test_trajectory(name: str, backend: str) -> None:
-    """A whole run replayed through the module: the schedule, the bank's turns, what is decayed and what not."""
-    v = load(name, backend)
+def replayed(v: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    """A whole run through the module: what is published of each epoch, and the final weights, under the same names."""
+    found = {}
     distiller = cid.Distiller(
         _Model(v, "init.student"),
         _Model(v, "teacher"),
@@ -123,7 +122,7 @@ def test_trajectory(name: str, backend: str) -> None:
         warmup_epochs=int(v["init_epochs"]),
         context_momentum=float(v["context_momentum"]),
         backend=backend,
-    ).to(v["x"].device)
+    ).to(v["x"].device, v["x"].dtype)
     for ours, theirs in (("head", "head.linear"), ("adapter", "adapter.linear")):
         layer = getattr(distiller.criterion, ours)
         layer.load_state_dict({k: v[f"init.{theirs}.{k}"] for k in ("weight", "bias")})
@@ -150,12 +149,9 @@ def test_trajectory(name: str, backend: str) -> None:
             predicted = distiller.predict(v["x_val"])
             distiller.epoch_end()
         right = predicted.argmax(1) == v["y_val"]
-        mean = v[f"epoch{epoch}.mean_loss"].cpu()
-        torch.testing.assert_close(torch.tensor(total / len(v["x"])), mean, rtol=1e-5, atol=0)
-        torch.testing.assert_close(
-            distiller.criterion.bank.context, v[f"epoch{epoch}.context_after"], rtol=1e-5, atol=1e-5
-        )
-        assert 100 * right.float().mean().item() == pytest.approx(float(v[f"epoch{epoch}.val_top1"]))
+        found[f"epoch{epoch}.mean_loss"] = torch.tensor(total / len(v["x"]), dtype=torch.float64)
+        found[f"epoch{epoch}.context_after"] = distiller.criterion.bank.context.clone()
+        found[f"epoch{epoch}.val_top1"] = 100 * right.double().mean()
     state = distiller.state_dict()
     for theirs, ours in (
         ("student", "student_model"),
@@ -163,5 +159,26 @@ def test_trajectory(name: str, backend: str) -> None:
         ("adapter.linear", "criterion.adapter"),
     ):
         for key in (k for k in v if k.startswith(f"final.{theirs}.")):
-            mine = state[key.replace(f"final.{theirs}", ours)]
-            torch.testing.assert_close(mine, v[key], rtol=1e-5, atol=1e-5, msg=_named(key))
+            found[key] = state[key.replace(f"final.{theirs}", ours)]
+    return {key: value.double().cpu() for key, value in found.items()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["trajectory", "trajectory_ema"])
+def test_trajectory(name: str, backend: str) -> None:
+    """The schedule, the bank's turns, what is decayed and what not.
+
+    Published in float32: what that run is off by is seen by one in float64, which no processor changes. Triton has
+    float32 alone: it may be off by as much again, and by what it rounds itself, eight times as the run goes on.
+    """
+    published = load(name, "native")
+    wide = {key: x.double() if x.is_floating_point() else x for key, x in published.items()}
+    truth = replayed(wide, "native" if backend == "triton" else backend)
+    for key, value in truth.items():
+        torch.testing.assert_close(value, wide[key].to(value), rtol=1e-5, atol=1e-5, msg=_named(key))
+    if backend == "triton":
+        for key, ours in replayed(load(name, backend), backend).items():
+            if key.endswith("val_top1"):
+                continue  # a decision that is close may fall either way
+            off = float((wide[key] - truth[key]).abs().max())
+            bounds.close(ours, truth[key], 8 * (off + bounds.EPS * float(truth[key].abs().max())))

@@ -19,7 +19,10 @@ from cid.train.data import Batches
 from cid.train.methods import METHODS, Ingredients
 from cid.train.models import build_model
 from cid.train.runner import Inputs
+from tests import bounds, draws
 
+# The teacher: three convolutions of up to 8 channels and the layer, asked in other batches than in training.
+ROUNDING = bounds.logits(torch.ones(()), layers=4, terms=9 * 8)
 COMMON = shlex.split("--limit 150 --device cpu --threads 1 --batch-size 32")
 RUN = shlex.split(
     "--limit-test 60 --student cnn-2 --epochs 4 --teacher-epochs 2 --optimizer adamw --lr 0.01 --checkpoint-every 1"
@@ -55,19 +58,23 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 def test_the_losses_are_those_of_the_running_teacher(cache: Path, teacher: list[str], tmp_path: Path) -> None:
-    assert distill(tmp_path / "cached", *teacher, "--teacher-cache", str(cache), "--methods", "kd", "cid") == 0
-    assert distill(tmp_path / "running", *teacher, "--views", "3", "--methods", "kd", "cid") == 0
+    # The steps of SGD are as close as its gradients are; Adam's are not where a gradient is close to 0.
+    options = [*teacher, "--optimizer", "sgd", "--lr", "1e-4", "--methods", "kd", "cid"]
+    assert distill(tmp_path / "cached", *options, "--teacher-cache", str(cache)) == 0
+    assert distill(tmp_path / "running", *options, "--views", "3") == 0
     cached, running = losses(tmp_path / "cached"), losses(tmp_path / "running")
     assert len(cached) == len(running) == 2 * 4
     for one, other in zip(cached, running, strict=True):
-        assert one == pytest.approx(other, rel=1e-3)  # float32 rounding, over the steps of four epochs
+        assert one == pytest.approx(other, rel=2 * 16 * ROUNDING)  # that of the loss, over the steps of four epochs
     assert "views = 3" in (tmp_path / "cached/config.toml").read_text()
     assert json.loads((tmp_path / "cached/teacher/result.json").read_text())["test_accuracy"] > 0
 
 
 @pytest.mark.parametrize("method", ["kd", "cid"])
 @pytest.mark.parametrize(
-    ("options", "tolerance"), [([], 1e-3), (["--dtype", "float32"], 1e-6), (["--top-k", "5"], 2e-2)]
+    ("options", "tolerance"),
+    # A loss is of second degree in what the teacher yields, in float16 where it is not told to be in float32.
+    [([], 2**-10), (["--dtype", "float32"], 2 * ROUNDING), (["--top-k", "5"], 2e-2)],
 )
 def test_the_loss_of_one_batch(
     tmp_path: Path, teacher: list[str], method: str, options: list[str], tolerance: float
@@ -88,7 +95,7 @@ def test_the_loss_of_one_batch(
             views=2,
             cache=kept,
         )
-        torch.manual_seed(5)
+        draws.seed(5)
         student = build_model("cnn-3", inputs.spec)
         dim = None if kept is None else kept.layout.feature_dim
         given = Ingredients(student, network if kept is None else None, 10, config.method, dim)

@@ -21,6 +21,7 @@ from cid.train.loop import Job, Trainer
 from cid.train.methods import METHODS, Ingredients, Method, StepOutput
 from cid.train.progress import Lines
 from cid.train.signals import StopRequest
+from tests import draws
 
 
 def full_disk(*_: Any) -> None:
@@ -86,14 +87,14 @@ def network(width: int) -> nn.Module:
 
 
 def batches(seed: int) -> Batches:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(draws.shifted(seed))
     labels = torch.arange(50) % CLASSES
     images = (torch.rand((50, 1, 6, 6), generator=generator) * 100 + 40 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
     return Batches(Split(images, labels), Preprocessing(255.0, (0.5,), (0.3,)), batch_size=16, pad=1, flip=True, seed=1)
 
 
 def make_method(name: str) -> Method:
-    torch.manual_seed(0)
+    draws.seed(0)
     config = MethodConfig(beta=2.0, gamma=1.0, warmup_epochs=1, context_momentum=0.5)
     return METHODS[name](Ingredients(network(6), network(9), CLASSES, config))
 
@@ -144,14 +145,14 @@ class StopAt(StopRequest):
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path: Path, name: str, optimizer: str) -> None:
     whole_lines: list[dict[str, Any]] = []
     whole = make_method(name)
-    torch.manual_seed(7)
+    draws.seed(7)
     make_trainer(tmp_path / "whole", whole, record=whole_lines.append, optimizer=optimizer).train()
 
     lines: list[dict[str, Any]] = []
-    torch.manual_seed(7)
+    draws.seed(7)
     for _ in range(20):
         method = make_method(name)
-        torch.manual_seed(7)
+        draws.seed(7)
         trainer = make_trainer(tmp_path / "parts", method, stop=StopAt(2), record=lines.append, optimizer=optimizer)
         with suppress(InterruptedRunError):
             trainer.train()
@@ -166,7 +167,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path: Path, name: str,
 def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
     plain, often = make_method("cid"), make_method("cid")
     for folder, method, every in (("plain", plain, None), ("often", often, 1)):
-        torch.manual_seed(7)
+        draws.seed(7)
         make_trainer(tmp_path / folder, method, every=every).train()
     assert all(torch.equal(value, often.state_dict()[key]) for key, value in plain.state_dict().items())
 
@@ -250,5 +251,9 @@ def test_other_precisions_train(tmp_path: Path, precision: str) -> None:
         assert 0 <= trained.best_epoch < EPOCHS
 
 
-def test_a_new_position_is_the_start(tmp_path: Path) -> None:
-    assert make_trainer(tmp_path / "x", make_method("kd")).position == Position()
+def test_a_position_goes_from_the_start_to_the_end(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "x", make_method("kd"))
+    assert trainer.position == Position(epoch=0, step=0, seconds=0.0, losses=None, best=None)
+    trainer.train()
+    for position in (trainer.position, make_trainer(tmp_path / "x", make_method("kd")).position):
+        assert (position.epoch, position.step) == (EPOCHS, 0)

@@ -1,7 +1,6 @@
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -465,4 +464,10 @@ def test_mixed_seeds_differ() -> None:
 
 def test_split_moves_to_a_device() -> None:
     dataset = load_dataset(config("digits"))
-    assert replace(dataset).to(torch.device("meta")).test.images.device.type == "meta"
+    moved = dataset.to(torch.device("meta"))
+    for part in ("train", "validation", "test"):
+        there, here = getattr(moved, part), getattr(dataset, part)
+        assert there.images.is_meta
+        assert there.labels.is_meta
+        assert there.images.shape == here.images.shape
+        assert not here.images.is_meta

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -19,10 +18,12 @@ from cid import cli
 from cid.train import load_student, ship
 from cid.train.config import EXPORTS, read_toml, resolve
 from cid.train.data import load_dataset
+from tests import bounds, draws
 
+BATCH = 32
 TINY = shlex.split(
-    "--limit 150 --limit-test 60 --teacher cnn-4 --student cnn-2 --epochs 3 --teacher-epochs 2 --batch-size 32 "
-    "--optimizer adamw --lr 0.01 --seeds 3 --methods kd cid --device cpu"
+    f"--limit 150 --limit-test 60 --teacher cnn-4 --student cnn-2 --epochs 3 --teacher-epochs 2 --batch-size {BATCH} "
+    f"--optimizer adamw --lr 0.01 --seeds 3 --split-seed {draws.SHIFT} --methods kd cid --device cpu"
 )
 
 
@@ -49,6 +50,11 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return files
 
 
+def same_logits(ours: Tensor, theirs: Tensor) -> None:
+    """By another program, or in another batch: three convolutions, the layer and the head, of up to 36 terms."""
+    bounds.close(ours, theirs, bounds.logits(theirs, layers=5, terms=36) if theirs.numel() else 0.0)
+
+
 def no_head(run: Path) -> torch.nn.Module:
     normalize, student = load_student(run / "cid-seed3").children()
     assert isinstance(student, cid.InterventionalStudent)
@@ -68,7 +74,7 @@ def test_onnx_in_onnxruntime(run: Path, exported: dict[str, Path], images: Tenso
     student = load_student(run / "cid-seed3")
     for part in (images, images[:1], images[:0]):
         (logits,) = session.run(None, {"images": part.numpy()})
-        np.testing.assert_allclose(logits, student(part).detach().numpy(), rtol=1e-5, atol=1e-5)
+        same_logits(torch.from_numpy(logits), student(part))
 
 
 ELSEWHERE = """
@@ -103,8 +109,8 @@ def test_torch_export_where_this_package_is_not(
         logits = {key: file.get_tensor(key) for key in ("all", "one")}
         description = json.loads(file.metadata()["json"])
     expected = load_student(run / "cid-seed3")(images)
-    torch.testing.assert_close(logits["all"], expected.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(logits["one"], expected[:1].detach(), rtol=1e-5, atol=1e-5)
+    same_logits(logits["all"], expected)
+    same_logits(logits["one"], expected[:1])
     assert description["preprocessing"]["scale"] == 16
 
 
@@ -116,7 +122,7 @@ def test_safetensors_is_loaded_again(run: Path, tmp_path: Path, images: Tensor, 
     student = load_student(run / "cid-seed3") if head else no_head(run)
     again = load_student(path)
     assert not again.training
-    torch.testing.assert_close(again(images), student(images), rtol=1e-5, atol=1e-5)
+    same_logits(again(images), student(images))
     with safetensors.safe_open(path, "pt") as file:
         names = set(file.keys())
     plain = set(load_student(run / "kd-seed3")[1].state_dict())  # type: ignore[index]
@@ -206,7 +212,7 @@ def test_a_network_that_can_not_be_traced_is_one_line(
 def test_the_accuracy_without_the_head_is_reported_beside(run: Path, images: Tensor) -> None:
     result = json.loads((run / "cid-seed3/result.json").read_text())
     labels = load_dataset(resolve({}, read_toml(run / "config.toml")).data).test.labels
-    own = no_head(run)(images)
+    own = torch.cat([no_head(run)(part) for part in images.split(BATCH)])  # as it was scored, rounded alike
     assert result["without_head"]["test_accuracy"] == pytest.approx(float((own.argmax(1) == labels).float().mean()))
     assert result["without_head"]["parameters"] == json.loads((run / "kd-seed3/result.json").read_text())["parameters"]
     assert json.loads((run / "kd-seed3/result.json").read_text())["without_head"] is None

@@ -30,9 +30,11 @@ from cid.train.page import percent, render, typeset, write_page
 from cid.train.page.draw import NOTHING, Style, busiest, heat_map, line_chart, picture
 from cid.train.page.gather import RunNumbers, gather
 from cid.train.report import Curve, curve
+from tests import bounds, draws
 from tests.train.browser import CHROMIUM, Browser
 
-SETTINGS = "--teacher cnn-4 --student cnn-2 --batch-size 16 --optimizer adamw --lr 0.01 --device cpu"
+BATCH = 16
+SETTINGS = f"--teacher cnn-4 --student cnn-2 --batch-size {BATCH} --optimizer adamw --lr 0.01 --device cpu"
 # Names of classes and runs are whatever users call their folders.
 ODD_NAMES = ("<img src=x onerror=alert(1)>", "\"'&amp;", "a" * 60, "b c")
 
@@ -45,7 +47,7 @@ def distill(arguments: str, out: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a few digits, with two seeds."""
-    arguments = "--limit 150 --limit-test 60 --epochs 4 --teacher-epochs 2 --seeds 0 1"
+    arguments = f"--limit 150 --limit-test 60 --epochs 4 --teacher-epochs 2 --seeds 0 1 --split-seed {draws.SHIFT}"
     return distill(arguments, tmp_path_factory.mktemp("page") / "digits")
 
 
@@ -53,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of an image folder, with one method."""
     base = tmp_path_factory.mktemp("page") / "pictures"
-    pixels = np.random.default_rng(0)
+    pixels = np.random.default_rng(draws.SHIFT)
     for part in ("train", "test"):
         for name in "abcd":
             (base / part / name).mkdir(parents=True)
@@ -82,18 +84,24 @@ def page(numbers: RunNumbers, odd: Path, tmp_path_factory: pytest.TempPathFactor
 
 @functools.cache
 def own_and_final(run: Path, seed: int) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """s, z and the labels of the test data, and the student, by nothing of the page's."""
+    """s, z and the labels of the test data, and the student, by nothing of the page's.
+
+    In batches as the page's: in others each logit is rounded otherwise, and what is close is decided otherwise.
+    """
     test = load_dataset(resolve({}, read_toml(run / "config.toml")).data).test
     student: Any = load_student(run / f"cid-seed{seed}")
-    images = test.images.float() / 16
+    parts = (test.images.float() / 16).split(BATCH)
     with torch.no_grad():
-        return student[1].model(student[0](images)), student(images), test.labels, student[1]
+        s, z = (torch.cat([model(x) for x in parts]) for model in (lambda x: student[1].model(student[0](x)), student))
+    return s, z, test.labels, student[1]
 
 
 def test_what_is_mixed(run: Path, numbers: RunNumbers) -> None:
-    mixing, cosines = np.zeros((10, 10)), np.zeros((10, 10))
+    mixing, cosines, rounding = np.zeros((10, 10)), np.zeros((10, 10)), 0.0
     for seed in (0, 1):
         s, _, labels, student = own_and_final(run, seed)
+        # Weights change by less than the logits: three convolutions of up to 4 channels, and the layer.
+        rounding = max(rounding, bounds.logits(s, layers=4, terms=9 * 4))
         for sample, label in zip(s.double().numpy(), labels.tolist(), strict=True):
             weights = np.exp(sample / 2.0) / np.exp(sample / 2.0).sum()
             mixing[label] += weights / (labels == label).sum().item() / 2
@@ -105,12 +113,12 @@ def test_what_is_mixed(run: Path, numbers: RunNumbers) -> None:
     found = numbers.intervention
     assert found is not None
     assert found.temperature == 2.0
-    np.testing.assert_allclose(found.mixing, mixing, rtol=1e-9)
+    np.testing.assert_allclose(found.mixing, mixing, rtol=0, atol=rounding)
     np.testing.assert_allclose(found.cosines, cosines, rtol=1e-9)
     np.fill_diagonal(mixing, -1)
-    assert [one.weight for one in found.confounders] == pytest.approx(sorted(mixing.max(1), reverse=True))
+    assert [one.weight for one in found.confounders] == pytest.approx(sorted(mixing.max(1), reverse=True), abs=rounding)
     for one in found.confounders:
-        assert mixing[one.label].argmax() == one.other
+        assert mixing[one.label, one.other] >= mixing[one.label].max() - 2 * rounding
         assert one.cosine == pytest.approx(cosines[one.label, one.other])
         assert 0 <= one.students <= 2
 
@@ -140,8 +148,9 @@ def test_changed_decisions(run: Path, numbers: RunNumbers) -> None:
             assert sample.label == labels[sample.index]
             assert sample.own.label == s.argmax(1)[sample.index]
             assert sample.final.label == z.argmax(1)[sample.index]
-            assert sample.final.share == pytest.approx(z.softmax(1)[sample.index].max().item())
-            assert sample.contexts[0].share == pytest.approx((s / 2).softmax(1)[sample.index].max().item())
+            for ours, theirs in ((sample.final, z), (sample.contexts[0], s / 2)):
+                rounding = bounds.logits(theirs, layers=4, terms=9 * 4)
+                assert ours.share == pytest.approx(theirs.softmax(1)[sample.index].max().item(), abs=rounding)
 
 
 def test_confusion(run: Path, numbers: RunNumbers) -> None:

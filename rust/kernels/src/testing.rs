@@ -14,11 +14,15 @@ pub(crate) trait Tested: Element {
     const ROUNDING: f64 = 0.0;
     /// The absolute error of a store near 0.
     const UNDERFLOW: f64 = 0.0;
+    /// What is greater is infinite.
+    const LARGEST: f64 = f32::MAX as f64;
 }
 
 impl Tested for f32 {}
 
-impl Tested for f64 {}
+impl Tested for f64 {
+    const LARGEST: f64 = f64::MAX;
+}
 
 impl Tested for Bf16 {
     const ROUNDING: f64 = 1.0 / 256.0;
@@ -28,11 +32,13 @@ impl Tested for F16 {
     const FACTORS: [f64; 2] = [1e-3, 1e4];
     const ROUNDING: f64 = 1.0 / 2048.0;
     const UNDERFLOW: f64 = 1.0 / 33_554_432.0; // half of 2^-24
+    const LARGEST: f64 = 65504.0;
 }
 
-/// Numbers spread evenly from `-factor` to `factor`.
+/// Numbers spread evenly from `-factor` to `factor`; others for another `CID_TEST_SEED`.
 pub(crate) fn random<E: Element>(len: usize, factor: f64, seed: u64) -> Vec<E> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let shift: u64 = std::env::var("CID_TEST_SEED").map_or(0, |value| value.parse().expect("CID_TEST_SEED"));
+    let mut state = (seed ^ shift << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
         // The finaliser of SplitMix64.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -51,13 +57,21 @@ pub(crate) fn widen<E: Element>(slice: &[E]) -> Vec<f64> {
 /// Equal to `tolerance`, relative to the largest of what is expected, and to the rounding of the type.
 #[track_caller]
 pub(crate) fn assert_close<E: Tested>(got: &[E], expected: &[f64], tolerance: f64) {
+    let largest = expected.iter().fold(f64::MIN_POSITIVE, |largest, x| x.abs().max(largest)).min(E::LARGEST);
+    assert_close_beside(got, expected, largest, tolerance);
+}
+
+/// Equal to `tolerance`, relative to the `largest` number that meets others in the formula: what is expected may be what
+/// is left where they cancel.
+#[track_caller]
+pub(crate) fn assert_close_beside<E: Tested>(got: &[E], expected: &[f64], largest: f64, tolerance: f64) {
     assert_eq!(got.len(), expected.len());
-    let largest = expected.iter().fold(f64::MIN_POSITIVE, |largest, x| x.abs().max(largest));
     let bound = (tolerance + E::ROUNDING) * largest + E::UNDERFLOW;
     for (k, (got, expected)) in got.iter().zip(expected).enumerate() {
         let got = got.to_f64();
         let error = (got - expected).abs();
-        assert!(error <= bound, "element {k}: {got}, not {expected} (of {largest})");
+        let infinite = expected.abs() > E::LARGEST && got == f64::INFINITY.copysign(*expected);
+        assert!(error <= bound || infinite, "element {k}: {got}, not {expected} (of {largest})");
     }
 }
 
