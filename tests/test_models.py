@@ -43,7 +43,7 @@ def test_torchvision(model: Model) -> None:
 @pytest.mark.parametrize("model", HUGGING_FACE, ids=lambda model: model.name)
 def test_hugging_face(model: Model) -> None:
     pytest.importorskip("transformers", reason="needs the extra: pip install 'cid-distill[transformers]'")
-    distils(model, zoo.hugging_face_model, {"pixel_values": zoo.images(model.size)})
+    distils(model, zoo.hugging_face_model, zoo.hugging_face_input(model))
 
 
 @pytest.mark.zoo

@@ -92,12 +92,26 @@ def hugging_face_model(model: Model) -> nn.Module:
     config = transformers.AutoConfig.for_model(model.options["config"])
     for part in (config, getattr(config, "vision_config", None)):
         sizes = {} if model.options.get("as it is") else SMALL
-        for name, value in (sizes | {"image_size": model.size}).items():
+        for name, value in (sizes | {"image_size": model.size} | model.options).items():
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, value)
     config.num_labels = C
     built: nn.Module = getattr(transformers, model.name)(config)
     return built
+
+
+def hugging_face_input(model: Model) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(model.size)
+    if model.name.startswith("ImageGPT"):  # an image as tokens
+        return {"input_ids": torch.randint(512, (B, model.size), generator=generator)}
+    if model.name.startswith("Siglip2"):  # patches, of images of any shape
+        patches = model.size // 16
+        return {
+            "pixel_values": torch.randn(B, patches * patches, 3 * 16 * 16, generator=generator),
+            "pixel_attention_mask": torch.ones(B, patches * patches, dtype=torch.int64),
+            "spatial_shapes": torch.full((B, 2), patches),
+        }
+    return {"pixel_values": images(model.size)}
 
 
 TIMM = {
@@ -227,6 +241,8 @@ TORCHVISION = [
     Model("swin_v2_t"),
     Model("maxvit_t", 224, options={"input_size": (224, 224)}),
 ]
+PERCEIVER = ("perceiver.decoder.decoder.final_layer",)
+TINY = {"num_cross_attention_heads": 1, "num_self_attends_per_block": 1, "num_latents": 8, "d_latents": 32}
 HUGGING_FACE = [
     Model("BeitForImageClassification", options={"config": "beit"}),
     Model("BitForImageClassification", options={"config": "bit"}),
@@ -249,6 +265,7 @@ HUGGING_FACE = [
     Model("HGNetV2ForImageClassification", options={"config": "hgnet_v2"}),
     Model("HieraForImageClassification", 224, options={"config": "hiera"}),
     Model("IJepaForImageClassification", options={"config": "ijepa"}),
+    Model("ImageGPTForImageClassification", options={"config": "imagegpt"}),
     Model("LevitForImageClassification", options={"config": "levit"}),
     Model(
         "LevitForImageClassificationWithTeacher",
@@ -261,10 +278,24 @@ HUGGING_FACE = [
     Model("MobileViTForImageClassification", options={"config": "mobilevit"}),
     Model("MobileViTV2ForImageClassification", options={"config": "mobilevitv2"}),
     Model("PPLCNetForImageClassification", options={"config": "pp_lcnet"}),
+    Model("PerceiverForImageClassificationLearned", layers=PERCEIVER, options={"config": "perceiver"} | TINY),
+    Model("PerceiverForImageClassificationFourier", 224, layers=PERCEIVER, options={"config": "perceiver"} | TINY),
+    Model(
+        "PerceiverForImageClassificationConvProcessing", 224, layers=PERCEIVER, options={"config": "perceiver"} | TINY
+    ),
     Model("PoolFormerForImageClassification", options={"config": "poolformer"}),
     Model("PvtForImageClassification", options={"config": "pvt"}),
     Model("PvtV2ForImageClassification", options={"config": "pvt_v2"}),
     Model("RegNetForImageClassification", options={"config": "regnet"}),
     Model("ResNetForImageClassification", options={"config": "resnet"}),
     Model("SegformerForImageClassification", options={"config": "segformer"}),
+    Model("SiglipForImageClassification", options={"config": "siglip"}),
+    Model("Siglip2ForImageClassification", options={"config": "siglip2"}),
+    Model("SwiftFormerForImageClassification", layers=("head", "dist_head"), options={"config": "swiftformer"}),
+    Model("SwinForImageClassification", 224, options={"config": "swin"}),
+    Model("Swinv2ForImageClassification", options={"config": "swinv2"}),
+    Model("TextNetForImageClassification", options={"config": "textnet"}),
+    Model("TimmWrapperForImageClassification", options={"config": "timm_wrapper"}),
+    Model("ViTForImageClassification", options={"config": "vit"}),
+    Model("ViTMSNForImageClassification", options={"config": "vit_msn"}),
 ]

@@ -27,7 +27,8 @@ class Classifier:
 
     The logits s, shape (B, C), are what the model yields: its output, or the member of a tuple, list or mapping that is
     called `logits`, else the one that a named layer yields, else the first of that shape. The representation f, shape
-    (B, D), is what its classifying layer reads; of a 1 x 1 convolution, the mean over the positions.
+    (B, D), is what its classifying layer reads; of a 1 x 1 convolution, the mean over the positions; of a single token,
+    (B, 1, D), the token.
 
     That s is this layer's output, or its average over the positions, is looked at on the first batch in each mode. Not
     where the layers are given as a tuple: f is then what they read, side by side, whatever the model makes of it.
@@ -159,6 +160,8 @@ class Classifier:
             features = features.dequantize()
         if positions and features.ndim > 2:
             features = features.flatten(2).mean(2)
+        elif features.ndim == 3 and features.shape[1] == 1:  # a single token
+            features = features.squeeze(1)
         if features.ndim != 2 or features.shape[1] != dim:
             accepted = f"(B, {dim})" if features.ndim == 2 else "(B, D)"
             raise ValueError(
@@ -461,7 +464,7 @@ class _Lineage(TorchFunctionMode):
             if result is tensor:
                 kinds.add(kind)
                 tensor = source
-        if tensor is not made or "changed" in kinds or (kinds - {"view"} and made.ndim == 2):
+        if tensor is not made or not self.sees(made) or "changed" in kinds or (kinds - {"view"} and made.ndim == 2):
             return False
         if torch.compiler.is_compiling():
             return "window" not in kinds  # no value can be looked at
