@@ -111,12 +111,18 @@ REFUSED: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("use", REFUSED)
-@pytest.mark.parametrize("layer", [None, "head", "other"])
+# That a layer is named makes "another made last" right: what it makes is yielded.
+@pytest.mark.parametrize(
+    ("use", "layer"),
+    [
+        (use, layer)
+        for use in REFUSED
+        for layer in (None, "head", "other")
+        if not (layer and use == "another made last")
+    ],
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_another_output_is_refused_before_anything_changes(use: str, layer: str | None, training: bool) -> None:
-    if use == "another made last" and layer is not None:
-        pytest.skip("what this layer makes is yielded")
     model = Heads(REFUSED[use])
     distiller = make(model, student_layer=layer).train(training)
     before = copy.deepcopy(distiller.state_dict())
@@ -172,6 +178,20 @@ def test_several_layers(use: str, layers: Any) -> None:
     features, logits = cid.teacher_outputs(model, x, num_classes=C, teacher_layer=layers)
     assert torch.equal(features, f)
     assert torch.equal(logits, model(x))
+
+
+@pytest.mark.parametrize("pick", [lambda out: out[:, 0], lambda out: out.squeeze(1)], ids=["index", "squeeze"])
+def test_a_single_token(pick: Callable[[Tensor], Tensor]) -> None:
+    """As Perceiver's, which asks one query: by name alone it is refused, as its output is (B, 1, C)."""
+    model, x = Heads(lambda m, _: pick(m.head(m.f[:, None]))), rows()
+    nn.init.zeros_(model.head.weight)  # values that are all equal are not taken for an average
+    nn.init.zeros_(model.head.bias)
+    with pytest.raises(ValueError, match=r"^student: what it yields is not .*student_layer=\("):
+        make(model, student_layer="head")(x, labels())
+    nn.init.normal_(model.head.weight)
+    f, _ = read(distils(model, x, student_layer=("head",)), x)
+    model(x)
+    assert torch.equal(f, model.f)
 
 
 def test_layers_that_read_the_same_are_there_twice() -> None:
