@@ -124,7 +124,7 @@ TIMM = {
     "convmixer": Model("convmixer_768_32"),
     "convnext": Model("test_convnext"),
     "cpubone": Model("cpubone_nano"),
-    "crossvit": Model("crossvit_tiny_240", 240, layers=("head.1",)),
+    "crossvit": Model("crossvit_tiny_240", 240, layers=("head.0", "head.1")),
     "csatv2": Model("csatv2"),
     "cspnet": Model("cs3darknet_focus_s"),
     "cspnext": Model("cspnext_tiny"),
