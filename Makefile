@@ -23,7 +23,7 @@ demo: .venv/.native ## Set up, then distil a digits classifier three ways and pr
 
 test: pytest cargo-test ## Set up, then run all tests, doctests included
 
-test-zoo: .venv/.native ## Distil a model of every family that timm, torchvision and Transformers have; takes many minutes
+test-zoo: .venv/.native ## Distil a model of every family that timm, torchvision and Transformers have; takes minutes
 	python -m pytest -n auto --maxprocesses 4 --dist worksteal -m zoo tests/test_models.py
 
 test-matrix: .venv/.native ## Run the tests as on other processors, with other draws, threads and the oldest PyTorch

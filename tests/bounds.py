@@ -190,9 +190,3 @@ def logits(values: Tensor, layers: int, terms: int, dtype: torch.dtype = torch.f
     Each of `layers` rounds sums of up to `terms` products, in one way and in the other.
     """
     return 2 * layers * growth(terms) * torch.finfo(dtype).eps / EPS * float(values.detach().abs().max())
-
-
-def decided(values: Tensor, bound: float) -> Tensor:
-    """The samples whose largest logit stays the largest when each is off by a bound."""
-    first, second = values.detach().topk(2, dim=1).values.unbind(1)
-    return first - second > 2 * bound

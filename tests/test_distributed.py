@@ -46,17 +46,23 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
-def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
-    spawn(work, args=(str(tmp_path),), nprocs=RANKS)
+def bank_of_all_ranks() -> Tensor:
+    """What one process gathers from the batches of all."""
     alone = make()
     for rank in range(RANKS):
         for x, y in batches(rank):
             alone(x, y)
     alone.epoch_end()
+    return alone.criterion.bank.context
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
+def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
+    spawn(work, args=(str(tmp_path),), nprocs=RANKS)
+    expected = bank_of_all_ranks()
     for rank in range(RANKS):
         for context in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
-            torch.testing.assert_close(context, alone.criterion.bank.context)
+            torch.testing.assert_close(context, expected)
 
 
 def train_methods(rank: int, folder: str) -> None:
@@ -83,15 +89,11 @@ def train_methods(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_the_bank_of_a_method_or_a_compiled_distiller_is_that_of_all_ranks(tmp_path: Path) -> None:
     spawn(train_methods, args=(str(tmp_path),), nprocs=RANKS)
-    alone = make()
-    for rank in range(RANKS):
-        for x, y in batches(rank):
-            alone(x, y)
-    alone.epoch_end()
+    expected = bank_of_all_ranks()
     for rank in range(RANKS):
         banks, read, ignored = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for context in banks:
-            torch.testing.assert_close(context, alone.criterion.bank.context)
+            torch.testing.assert_close(context, expected)
         assert read == 0  # on a GPU it would wait in every step
         assert "distiller.criterion.bank.numerator" in ignored
 
