@@ -1,6 +1,9 @@
 """What all tests share."""
 
+import getpass
 import os
+import tempfile
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,6 +19,11 @@ os.environ.pop("CID_BACKEND", None)  # read when cid is imported; each test name
 # Where a failure stops somebody else's work, the examples are the same each time.
 settings.register_profile("cid", deadline=None, max_examples=40, derandomize="CI" in os.environ)
 settings.load_profile("cid")
+
+# PyTorch's compiler takes from its cache what it made for other vectors than this run's, and reads and writes beyond
+# tensors then: the key does not tell what ATEN_CPU_CAPABILITY allowed (seen in 2.15).
+_COMPILED = Path(tempfile.gettempdir(), f"cid-tests-{getpass.getuser()}-{torch.__version__}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_COMPILED / torch.backends.cpu.get_cpu_capability()))
 
 if "CID_TEST_THREADS" in os.environ:
     torch.set_num_threads(int(os.environ["CID_TEST_THREADS"]))

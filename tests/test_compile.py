@@ -259,16 +259,21 @@ def test_a_weight_without_a_bias_is_used_once_in_a_graph() -> None:
         torch.compile(traced, fullgraph=True, backend="aot_eager")(draws.normal(8, 4), torch.arange(8) % CLASSES)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
 def test_a_compiled_model_that_is_called_by_itself() -> None:
     """Dynamo does not see that there is a hook now: what a trace without it leaves out must not go unnoticed."""
     student = nn.Sequential(nn.Linear(4, STUDENT), nn.Linear(STUDENT, CLASSES))
     student.compile(backend="aot_eager")
     x, y = draws.normal(8, 4), torch.arange(8) % CLASSES
     distiller = _distiller(student, warmup_epochs=0)
-    distiller(x, y)
+    first = distiller(x, y).loss
     student(x)
-    with pytest.raises(RuntimeError, match="compile the distiller instead"):
-        distiller(x, y)
+    said = ""
+    try:  # PyTorch 2.10 looks whether there is a hook
+        _same(distiller(x, y).loss, first)
+    except RuntimeError as error:
+        said = str(error)
+    assert not said or "compile the distiller instead" in said
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the break
@@ -299,14 +304,10 @@ def test_float16_and_autocast() -> None:
         _agree(compiled, FUNCTIONS["kd"], x)
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
-    reason="PyTorch's compiler writes vector code that it does not declare where there is no AVX2",
-)
-def test_inductor() -> None:
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_inductor(backend: str) -> None:
     """The real compiler, once: what it does with operators that write into what they are given."""
-    draws.seed(0)
-    eager, traced = criterion(warmup_epochs=0), criterion(warmup_epochs=0)
+    eager, traced = (criterion(warmup_epochs=0, backend=backend) for _ in range(2))
     compiled = torch.compile(traced, fullgraph=True, dynamic=True)
     x = batch(8)
     ours, truth = (module(x["f"], x["s"], x["t"], x["q"], x["y"]).loss for module in (compiled, eager))

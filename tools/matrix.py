@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LOGS = ROOT / "target" / "test-matrix"
 # These follow from PyTorch's version, or are its own. Triton's interpreter of that time needs a NumPy of that time.
-OF_PYTORCH = re.compile(r"(torch|torchvision|triton|numpy|nvidia-\S+|cuda-\S+)==")
+OF_PYTORCH = re.compile(r"(torch|torchvision|triton|numpy|setuptools|nvidia-\S+|cuda-\S+)==")
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 # Few runs that have each value of each variable: a failure is looked for with one at a time.
 RUNS: dict[str, dict[str, str]] = {

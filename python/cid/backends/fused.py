@@ -81,16 +81,16 @@ class Fused:
     ) -> Tensor:
         """See `cid.functional.kd_loss`."""
         student_logits, teacher_logits = _side_by_side(student_logits, teacher_logits)
-        shape, mean = _rows(student_logits, options.reduction)
+        by_row, mean = _reduced(options.reduction)
         labels = None if target is None else _dense(target)
         numbers = options.temperature, options.divergence, options.beta, options.ignore_index
-        return _loss(student_logits, shape, self.kernels.kd, _dense(teacher_logits), labels, *numbers, mean)
+        return _loss(student_logits, by_row, self.kernels.kd, _dense(teacher_logits), labels, *numbers, mean)
 
     def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
         """See `cid.functional.sample_loss`."""
         student_features, teacher_features = _side_by_side(student_features, teacher_features)
-        shape, mean = _rows(student_features, reduction)
-        return _loss(student_features, shape, self.kernels.sample, _dense(teacher_features), mean)
+        by_row, mean = _reduced(reduction)
+        return _loss(student_features, by_row, self.kernels.sample, _dense(teacher_features), mean)
 
     def class_loss(
         self, student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int
@@ -98,7 +98,7 @@ class Fused:
         """See `cid.functional.class_loss`."""
         student_features, teacher_features = _side_by_side(student_features, teacher_features)
         labels = _dense(target)
-        return _loss(student_features, (), self.kernels.class_, _dense(teacher_features), labels, ignore_index)
+        return _loss(student_features, False, self.kernels.class_, _dense(teacher_features), labels, ignore_index)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
         """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none.
@@ -109,8 +109,8 @@ class Fused:
             if not target.is_floating_point():
                 _checks.label_range("target", target, logits.shape[1], ignore_index)
             shares = targets.smoothed(target, logits.shape[1], ignore_index, label_smoothing, real(logits))
-            return _loss(logits, (), self.kernels.soft_cross_entropy, _dense(shares))
-        return _loss(logits, (), self.kernels.cross_entropy, _dense(target), ignore_index)
+            return _loss(logits, False, self.kernels.soft_cross_entropy, _dense(shares))
+        return _loss(logits, False, self.kernels.cross_entropy, _dense(target), ignore_index)
 
     def context_weights(self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
         """See `cid.functional.context_weights`."""
@@ -240,9 +240,9 @@ class _GradientInForward(torch.autograd.Function):
     """A loss whose kernel has written the gradient by the time the backward runs."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, student: Tensor, by_row: bool, kernel: _Kernel, *arguments: Any) -> Tensor:
         dense = _dense(student)
-        loss, grad = dense.new_empty(shape, dtype=real(dense)), torch.empty_like(dense)
+        loss, grad = _room(dense, by_row), torch.empty_like(dense)
         kernel(dense, *arguments, loss, grad)
         ctx.save_for_backward(grad)
         ctx.arguments, ctx.handed_out = len(arguments), False
@@ -272,22 +272,27 @@ def _scaled(grad: Tensor, factor: Tensor, handed_out: bool = False) -> Tensor:
     return grad.mul_(by_row)
 
 
-def _loss(student: Tensor, shape: tuple[int, ...], kernel: _Kernel, *arguments: Any) -> Tensor:
-    """What `kernel` makes of these arguments, differentiable in `student`."""
+def _loss(student: Tensor, by_row: bool, kernel: _Kernel, *arguments: Any) -> Tensor:
+    """What `kernel` makes of these arguments, one number or one for each row, differentiable in `student`."""
     if student.requires_grad and torch.is_grad_enabled():
         if student.dtype == torch.float16:
             # It has no room for small gradients, which a scaled loss makes large: they must not be rounded before.
             student = student.float()  # beside a teacher in float16, or none
-        return cast(Tensor, _GradientInForward.apply(student, shape, kernel, *arguments))
+        return cast(Tensor, _GradientInForward.apply(student, by_row, kernel, *arguments))
     dense = _dense(student)
-    loss = dense.new_empty(shape, dtype=real(dense))
+    loss = _room(dense, by_row)
     kernel(dense, *arguments, loss, None)
     return loss
 
 
-def _rows(student: Tensor, reduction: str) -> tuple[tuple[int, ...], bool]:
-    """Shape of a loss over rows, each by itself or one number, and whether that is their mean."""
-    return (student.shape[:1] if reduction == "none" else ()), reduction not in ("none", "sum")
+def _room(student: Tensor, by_row: bool) -> Tensor:
+    """Where a kernel writes its loss."""
+    return student.new_empty(student.shape[:1] if by_row else (), dtype=real(student))
+
+
+def _reduced(reduction: str) -> tuple[bool, bool]:
+    """Whether a loss has one number for each row, and whether it is their mean."""
+    return reduction == "none", reduction not in ("none", "sum")
 
 
 class _Softmax(torch.autograd.Function):

@@ -129,16 +129,14 @@ def accumulate_context(
     An ignored sample adds 0, whatever it holds.
     """
     labelled = targets.labelled(target, len(denominator), ignore_index)
+    f = torch.where(labelled[:, None], features.detach().to(numerator.dtype), 0.0)
     if target.is_floating_point():
-        f = torch.where(labelled[:, None], features.detach().to(numerator.dtype), 0.0)
         w = torch.where(labelled[:, None], weights.detach().to(denominator.dtype), 0.0)
         numerator.addmm_(w.T, f)
         denominator.add_(w.sum(0))
         return
     row = torch.where(labelled, target, 0)
     w = torch.where(labelled, weights.detach().to(denominator.dtype), 0.0)
-    # Not before `row` and `w`: so written, what PyTorch 2.15's inductor makes of it was seen to damage the heap.
-    f = torch.where(labelled[:, None], features.detach().to(numerator.dtype), 0.0)
     numerator.index_add_(0, row, w[:, None] * f)
     denominator.index_add_(0, row, w)
 

@@ -78,15 +78,17 @@ def _soft_cross_entropy(
 ):
     row = rows_here(ROWS)
     largest, total = statistics(logits_ptr, row, rows, 1.0, None, COLUMNS, ROWS, BLOCK)
-    share = tl.zeros((ROWS,), tl.float32)
-    dot = tl.zeros((ROWS,), tl.float32)
+    # Summed over the row after the loop: Triton 3.6 can't compile two sums over the tiles of a long one.
+    shares = tl.zeros((ROWS, BLOCK), tl.float32)
+    products = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, COLUMNS, BLOCK):
         at = tile_at(row, rows, start, COLUMNS, BLOCK)
         y = load(shares_ptr, at, 0.0)
         beyond = load(logits_ptr, at, -float("inf")) - largest[:, None]
-        share += tl.sum(y, 1)
+        shares += y
         # A class without a share adds nothing, even where its logit is -inf.
-        dot += tl.sum(tl.where(y == 0.0, 0.0, y * beyond), 1)
+        products += tl.where(y == 0.0, 0.0, y * beyond)
+    share, dot = tl.sum(shares, 1), tl.sum(products, 1)
     counts = share != 0.0
     scale = mean_over(count_ptr)
     if grad_ptr is not None:
