@@ -172,7 +172,7 @@ def test_one_hot_shares_give_what_the_labels_give(
 
 def test_the_whole_criterion_written_out() -> None:
     """Of shares, term by term, in float64."""
-    b, ds, dt, c = 12, 7, 9, 5
+    b, ds, dt, c = 40, 7, 9, 5  # many enough for a class with two samples, whatever is drawn
     ce, kd, sample, class_, z, numerator, denominator, *_ = values = whole("native", 3, (b, ds, dt, c), shares)[1:]
     draws.seed(3)
     shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOGS = ROOT / "target" / "test-matrix"
-# These follow from PyTorch's version, or are its own. Triton's interpreter of that time needs a NumPy of that time.
+# These follow from PyTorch's version, or are its own.
 OF_PYTORCH = re.compile(r"(torch|torchvision|triton|numpy|setuptools|nvidia-\S+|cuda-\S+)==")
+OF_ITS_TIME = ("numpy<2.4", "setuptools<82")  # for Triton's interpreter, and for PyTorch's compiler
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 # Few runs that have each value of each variable: a failure is looked for with one at a time.
 RUNS: dict[str, dict[str, str]] = {
@@ -36,7 +37,7 @@ def with_pytorch(version: str) -> Path:
     python, made = folder / "bin" / "python", folder / "made-of.txt"
     lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not OF_PYTORCH.match(line)]
-    requirements = "\n".join([*kept, wanted, "torchvision", "numpy<2.4", ""])
+    requirements = "\n".join([*kept, wanted, "torchvision", *OF_ITS_TIME, ""])
     if not made.is_file() or made.read_text(encoding="utf-8") != requirements:
         subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
         install = ["uv", "pip", "install", "--quiet", "--python", str(python), "--requirements", "-"]
