@@ -15,6 +15,8 @@ class Mirror(nn.Module):
     what `torch.compile` traces nothing is looked at.
     """
 
+    _count: str
+    """The name of the buffer with the count."""
     _seen: list[tuple[Tensor, int | None]] | None = None
 
     def _watched(self) -> tuple[Tensor, ...]:
@@ -34,10 +36,11 @@ class Mirror(nn.Module):
         """Read the count anew if others have changed it."""
         if self._seen and not torch.compiler.is_compiling():
             buffer, version = self._seen[0]
-            now = self._watched()
-            if (now[0] is not buffer or _version(buffer) != version or version is None) and not now[0].is_meta:
-                changed = [b is not seen or _version(b) != v for b, (seen, v) in zip(now, self._seen, strict=True)]
-                self._read(changed)
+            now = self._buffers[self._count]  # not by its name as an attribute: this is part of each step
+            assert now is not None
+            if (now is not buffer or _version(now) != version or version is None) and not now.is_meta:
+                watched = zip(self._watched(), self._seen, strict=True)
+                self._read([b is not seen or _version(b) != v for b, (seen, v) in watched])
                 self._keep()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

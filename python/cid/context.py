@@ -63,6 +63,8 @@ class ContextBank(Mirror):
     Source: Deng and Zhang 2021.
     """
 
+    _count = "steps"
+
     context: Tensor
     numerator: Tensor
     denominator: Tensor

@@ -191,6 +191,8 @@ class CIDLoss(Mirror):
     Source: Deng and Zhang 2021.
     """
 
+    _count = "epoch"
+
     epoch: Tensor
     # DistributedDataParallel would overwrite each rank's sums with those of rank 0 before every step; and the counts,
     # which each rank keeps by itself, would have to be read again.
