@@ -112,15 +112,26 @@ def test_kd_of_extreme_logits(dtype: torch.dtype, divergence: str, beta: float, 
 
 @by_pieces
 @divergences
-@pytest.mark.parametrize("distance", [1e-3, 0.3, 0.49, 0.51])  # before and after another formula serves
-def test_kd_of_close_distributions_does_not_cancel(divergence: str, beta: float, distance: float) -> None:
+def test_kd_of_close_distributions_does_not_cancel(divergence: str, beta: float) -> None:
     """The bound is of the derivative, which is as small as the distributions are close."""
     q = logits(2, 37, torch.float32)
-    s = q + 4.0 * distance * torch.tensor([-1.0, 1.0]).repeat(2, 19)[:, :37]
+    s = q + 1e-3 * draws.normal(2, 37)
     both_close(*kd(s, q, divergence=divergence, beta=beta))
     (loss, grad), *_ = kd(q, q, divergence=divergence, beta=beta)
     assert (loss == 0).all()
     assert (grad == 0).all()
+
+
+@by_pieces
+@divergences
+def test_kd_is_as_accurate_as_eager(divergence: str, beta: float) -> None:
+    """About where the series for ratios close to 1 ends: what it leaves out is far below what the bounds allow."""
+    q = draws.normal(32, 37)
+    s = q + 4.0 * 0.8 * (draws.uniform(32, 37) < 1 / 3)
+    (loss, _), (expected, _), _ = kd(s, q, divergence=divergence, beta=beta)
+    eager = reference.kd_loss(s, q, None, KDOptions(4.0, divergence, beta, IGNORE, "none"))
+    ours, theirs = (float((x.cpu() - expected).square().mean().sqrt()) for x in (loss, eager))
+    assert ours <= theirs
 
 
 @divergences
