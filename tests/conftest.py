@@ -1,8 +1,6 @@
 """What all tests share."""
 
-import getpass
 import os
-import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -22,8 +20,8 @@ settings.load_profile("cid")
 
 # PyTorch's compiler takes from its cache what it made for other vectors than this run's, and reads and writes beyond
 # tensors then: the key does not tell what ATEN_CPU_CAPABILITY allowed (seen in 2.15).
-_COMPILED = Path(tempfile.gettempdir(), f"cid-tests-{getpass.getuser()}-{torch.__version__}")
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_COMPILED / torch.backends.cpu.get_cpu_capability()))
+_COMPILED = f"target/inductor/{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / _COMPILED))
 
 if "CID_TEST_THREADS" in os.environ:
     torch.set_num_threads(int(os.environ["CID_TEST_THREADS"]))

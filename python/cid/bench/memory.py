@@ -27,6 +27,7 @@ def counted(call: Callable[[], object]) -> int:
     Args:
         call: run once; it should have run before, so that caches are filled.
     """
+    # To accumulate events, though there is one cycle, spares PyTorch 2.10's warning that the next would clear them.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         returned = call()
     del returned  # alive until here, so that all that is still allocated in the end belongs to it
