@@ -61,7 +61,7 @@ def test_a_missing_extra_says_what_to_install(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in [module for module in sys.modules if module.startswith("cid.train.")]:
-        if module not in ("cid.train.config", "cid.train.errors"):
+        if module not in ("cid.train.config", "cid._errors"):
             monkeypatch.delitem(sys.modules, module)
     for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
         monkeypatch.delitem(sys.modules, module)

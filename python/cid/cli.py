@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cid._errors import ConfigError, InterruptedRunError, RunError
 from cid.bench import command as bench
 from cid.train.config import EXPORTS, METHODS, read_toml, resolve, settings
-from cid.train.errors import ConfigError, InterruptedRunError, RunError
 
 Subparsers = Any  # argparse's own class for this is private
 
@@ -105,9 +105,9 @@ def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None 
 
 
 def _distill(options: argparse.Namespace) -> int:
-    from cid.train import report
-    from cid.train.progress import make_observer
-    from cid.train.runner import Inputs, RunFolder, distill
+    from cid.train.results import table as report
+    from cid.train.run.progress import make_observer
+    from cid.train.run.runner import Inputs, RunFolder, distill
 
     given = _given(options)
     if options.resume is not None:
@@ -186,7 +186,7 @@ def _register_cache(subparsers: Subparsers) -> None:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from cid.train.runner import cache_teacher
+    from cid.train.run.runner import cache_teacher
 
     config = resolve(_given(options), read_toml(options.config) if options.config else None)
     try:
@@ -224,7 +224,7 @@ def _register_eval(subparsers: Subparsers) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from cid.train.runner import RunFolder, score_students
+    from cid.train.run.runner import RunFolder, score_students
 
     score_students(
         RunFolder(options.folder),
@@ -253,7 +253,7 @@ def _register_report(subparsers: Subparsers) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cid.train.page import write_page
+    from cid.train.results.page import write_page
 
     page = write_page(
         options.folders,
@@ -293,8 +293,8 @@ def _register_export(subparsers: Subparsers) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cid.train.runner import RunFolder
-    from cid.train.ship import ship
+    from cid.train.run.runner import RunFolder
+    from cid.train.ship.export import ship
 
     folder = RunFolder(options.folder)
     print(ship(folder, to=options.to, method=options.method, seed=options.seed, head=options.head, out=options.out))

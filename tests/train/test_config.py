@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
+from cid._errors import ConfigError
 from cid.train import config as c
 from cid.train.config import Config, read_toml, resolve, settings, to_toml
 from cid.train.data import READERS
-from cid.train.errors import ConfigError
 from cid.train.methods import METHODS
-from cid.train.schedule import OPTIMIZERS, SCHEDULES
+from cid.train.run.schedule import OPTIMIZERS, SCHEDULES
 
 
 def round_trip(config: Config, folder: Path) -> Config:

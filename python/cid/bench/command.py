@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cid._errors import ConfigError
 from cid.bench import plan
-from cid.train.errors import ConfigError
 
 
 def register(subparsers: Any) -> None:

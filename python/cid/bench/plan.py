@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cid.train.errors import ConfigError
+from cid._errors import ConfigError
 
 Size = tuple[int, ...]
 

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 
+from cid._errors import ConfigError, RunError
 from cid.bench.accuracy import FACTORS, accuracy, fits
 from cid.bench.measure import Row, measure
 from cid.bench.plan import Case
-from cid.train.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cid.train.errors import ConfigError
+from cid._errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cid._errors import CheckpointError
 from cid._files import write_atomically
-from cid.train.errors import CheckpointError
 
 __all__ = ["all_finite", "read_json", "read_tensors", "write_atomically", "write_json", "write_tensors"]
 

@@ -1,0 +1,184 @@
+"""Trained networks as files: weights in safetensors, and JSON that says how to rebuild and feed them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cid import FoldedHead, InterventionalHead, InterventionalStudent
+from cid._errors import CheckpointError, ConfigError
+from cid.distiller import with_head
+from cid.train.data import Dataset, Normalize, Preprocessing
+from cid.train.files import read_json, read_tensors, write_json, write_tensors
+from cid.train.models import InputSpec, build_model
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """How to rebuild a network.
+
+    Attributes:
+        model: its name, as `--student` takes it.
+        classes: what its outputs stand for.
+        channels: of an image.
+        size: height and width of an image.
+        preprocessing: how image bytes become the network's input.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    preprocessing: Preprocessing
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the network reads and yields."""
+        return InputSpec(self.channels, self.size, len(self.classes))
+
+
+def save_network(path: Path, network: nn.Module, description: Description) -> None:
+    """Writes `path` (safetensors) and the JSON beside it.
+
+    Args:
+        path: where, ending in `.safetensors`.
+        network: what a method's `predictor()` gave.
+        description: how to rebuild it.
+    """
+    content = to_json(description)
+    if isinstance(network, InterventionalStudent):
+        content["intervention"] = {"layer": network.layers, "temperature": network.head.temperature}
+    # The description first: weights are never without it.
+    write_json(path.with_suffix(".json"), content)
+    write_tensors(path, network.state_dict())
+
+
+def to_json(description: Description) -> dict[str, Any]:
+    """The description as JSON holds it."""
+    return {"format": FORMAT, **asdict(description)}
+
+
+def load_student(path: str | Path) -> nn.Module:
+    """A trained student, ready to predict: one in a run folder's `METHOD-seedN`, or what `cid export` wrote of it.
+
+    The module, in eval mode on the CPU, maps images (B, channels, height, width), float with values in 0..1 (bytes
+    divided by `preprocessing.scale` of the JSON: 255, or 16 for the digits), to the logits that the student predicts
+    with: the interventional ones where CID trained it. It normalises by itself, as in training.
+
+    Args:
+        path: a `student.safetensors`, the folder that has one, or a file of `cid export --to safetensors`.
+
+    Raises:
+        CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
+        ConfigError: the network's name is unknown, or timm is missing.
+
+    Example:
+        >>> from cid.train import load_student
+        >>> student = load_student("runs/demo/cid-seed0")  # doctest: +SKIP
+        >>> student(images).softmax(1)  # doctest: +SKIP
+    """
+    path = Path(path)
+    description, network = read_network(path / "student.safetensors" if path.is_dir() else path)
+    return nn.Sequential(Normalize(description.preprocessing), network).eval()
+
+
+def read_network(path: Path) -> tuple[Description, nn.Module]:
+    """A network as it was saved, which takes normalised images, and how it is described.
+
+    Raises:
+        CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
+        ConfigError: the network's name is unknown, or timm is missing.
+    """
+    tensors, header = read_tensors(path)
+    beside = path.with_suffix(".json")
+    description, intervention = _description(header, path) if header else read_description(beside)
+    network = build_model(description.model, description.spec)
+    try:
+        if intervention is not None:
+            network = _with_intervention(network, intervention, tensors)
+        network.load_state_dict(tensors)
+    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not fit {description.model}: {error}") from error
+    return description, network.eval()
+
+
+def read_network_for(path: Path, data: Dataset) -> nn.Module:
+    """The same of a network that was trained for such data.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit.
+        ConfigError: the data is not what the network was trained for.
+    """
+    described, network = read_network(path)
+    if described != Description(described.model, data.classes, data.channels, data.size, data.preprocessing):
+        raise ConfigError(
+            f"{path}: was trained for {len(described.classes)} classes of {described.channels} x {described.size[0]} x "
+            f"{described.size[1]} images, and the data here is not that: {len(data.classes)} classes of "
+            f"{data.channels} x {data.size[0]} x {data.size[1]}, or of other names or preprocessing (see --data-dir)"
+        )
+    return network
+
+
+def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:
+    """What the JSON beside a network says, and how its interventional head is attached, if it has one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another format.
+    """
+    return _description(read_json(path), path)
+
+
+def _description(content: Any, path: Path) -> tuple[Description, dict[str, Any] | None]:
+    try:
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path}: has format {content['format']}, accepted: {FORMAT}")
+        height, width = content["size"]
+        preprocessing = content["preprocessing"]
+        description = Description(
+            model=content["model"],
+            classes=tuple(content["classes"]),
+            channels=content["channels"],
+            size=(height, width),
+            preprocessing=Preprocessing(
+                preprocessing["scale"], tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is no description of a network: {error!r}") from error
+    return description, content.get("intervention")
+
+
+def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """The network with a head of the right sizes, folded or not, for the tensors to be loaded into."""
+    layers = how["layer"] if isinstance(how["layer"], str) else tuple(how["layer"])
+    if how.get("folded"):
+        classes, dim = next(value for name, value in tensors.items() if name.endswith(".intervention.weight")).shape
+        return with_head(network, layers, FoldedHead(dim, classes, temperature=how["temperature"]))
+    context = tensors["context"]
+    classes, dim = context.shape
+    head = InterventionalHead(dim, classes, temperature=how["temperature"])
+    return InterventionalStudent(network, layers, head, context.clone())
+
+
+def load_teacher(path: Path, network: nn.Module, name: str) -> None:
+    """Loads `--teacher-checkpoint`: a `teacher.safetensors` of another run, or any safetensors file that fits.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another network.
+    """
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        description, intervention = read_description(beside)
+        if description.model != name or intervention is not None:
+            kind = f"{description.model} with an interventional head" if intervention else description.model
+            raise CheckpointError(f"--teacher-checkpoint: {path} is a {kind}, but --teacher is {name}")
+    tensors, _ = read_tensors(path)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"--teacher-checkpoint: {path} does not fit {name}: {error}") from error

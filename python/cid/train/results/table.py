@@ -1,0 +1,304 @@
+"""The table and the curves of a run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cid._errors import CheckpointError
+from cid.train.files import read_json
+
+
+def data_line(summary: Mapping[str, Any]) -> str:
+    """What each split is for, as a line of text; see `cid.train.data.Dataset`."""
+    jobs = {"train": "to train on", "validation": "to choose the epoch by", "test": "to test on"}
+    parts = [f"{summary[split]['images']:,} {job} (from {summary[split]['from']})" for split, job in jobs.items()]
+    if left_out := summary["unreadable"]["count"]:
+        parts.append(f"{left_out:,} unreadable and left out (see data.json)")
+    return f"Images: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class WithoutHead:
+    """What a network of method cid yields without its interventional head: by the student's own logits s.
+
+    Attributes:
+        parameters: trainable values of the student.
+        test_accuracy: 0..1, from the same pass over the test data.
+        test_loss: mean cross-entropy.
+    """
+
+    parameters: int
+    test_accuracy: float
+    test_loss: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network, trained and scored once on the test data.
+
+    Attributes:
+        name: its folder in the run.
+        method: how it was trained, or "teacher".
+        seed: of its weights, batches and augmentation.
+        parameters: trainable values in what predicts (for cid with the interventional head).
+        seconds: training time; 0 for a teacher that was loaded.
+        best_epoch: whose weights were kept, from 0; None for a teacher that was loaded.
+        validation_accuracy: of that epoch, 0..1.
+        test_accuracy: 0..1.
+        test_loss: mean cross-entropy.
+        without_head: the same of the same network without its head, if it has one.
+    """
+
+    name: str
+    method: str
+    seed: int
+    parameters: int
+    seconds: float
+    best_epoch: int | None
+    validation_accuracy: float
+    test_accuracy: float
+    test_loss: float
+    without_head: WithoutHead | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Reads what `to_json` gave.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        content = read_json(path)
+        try:
+            own = content.get("without_head")
+            return cls(**{**content, "without_head": own and WithoutHead(**own)})
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(f"{path}: is no result: {error}") from error
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of some numbers, their standard deviation, and half the width of the mean's 95% interval (Student's t).
+
+    With one number, deviation and interval are None.
+    """
+
+    mean: float
+    deviation: float | None
+    half_width: float | None
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Summarises numbers that were drawn independently."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    mean = statistics.fmean(values)
+    count = len(values)
+    if count < 2:
+        return Estimate(mean, None, None)
+    deviation = statistics.stdev(values)
+    return Estimate(mean, deviation, float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    method: str
+    networks: int
+    accuracy: Estimate
+    lowest: float
+    highest: float
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better `method` is than `baseline`, by the seeds that both have."""
+
+    method: str
+    baseline: str
+    seeds: int
+    accuracy: Estimate
+
+
+def with_variants(results: Iterable[Result]) -> list[Result]:
+    """The results, each followed by that of the same network without its head, if it has one, as of a method."""
+    found: list[Result] = []
+    for result in results:
+        found.append(result)
+        if result.without_head is not None:
+            method = f"{result.method}, no head"
+            found.append(replace(result, method=method, without_head=None, **asdict(result.without_head)))
+    return found
+
+
+def rows(results: Iterable[Result]) -> list[Row]:
+    """A row a method, in order of appearance, and one more where its networks can also do without their heads."""
+    groups: dict[str, list[Result]] = {}
+    for result in with_variants(results):
+        groups.setdefault(result.method, []).append(result)
+    return [_row(method, group) for method, group in groups.items()]
+
+
+def _row(method: str, group: list[Result]) -> Row:
+    accuracies = [result.test_accuracy for result in group]
+    return Row(
+        method=method,
+        networks=len(group),
+        accuracy=estimate(accuracies),
+        lowest=min(accuracies),
+        highest=max(accuracies),
+        parameters=group[0].parameters,
+        seconds=statistics.fmean(result.seconds for result in group),
+    )
+
+
+def differences(results: Iterable[Result]) -> list[Difference]:
+    """Each row's method against each earlier one, seed by seed: what both share (weights, batches) cancels."""
+    results = with_variants(results)
+    methods = [method for method in dict.fromkeys(result.method for result in results) if method != "teacher"]
+    by_key = {(result.method, result.seed): result.test_accuracy for result in results}
+    pairs = [(later, earlier) for i, later in enumerate(methods) for earlier in methods[:i]]
+    found: list[Difference] = []
+    for method, baseline in pairs:
+        seeds = [seed for name, seed in by_key if name == method and (baseline, seed) in by_key]
+        values = [by_key[method, seed] - by_key[baseline, seed] for seed in seeds]
+        if values:
+            found.append(Difference(method, baseline, len(values), estimate(values)))
+    return found
+
+
+HEAD = ("method", "test accuracy", "spread (sd)", "lowest..highest", "networks", "parameters", "seconds each")
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as text."""
+    lines = [HEAD, *(cells(row) for row in rows(results))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    text.insert(1, "-" * len(text[0]))
+    text += ["", *(sentence(difference) for difference in differences(results))]
+    return "\n".join([*text, "", *notes(results)])
+
+
+def notes(results: Iterable[Result]) -> list[str]:
+    """How to read the table."""
+    text = [
+        "Accuracy in %. +/-: 95% interval of the mean over seeds (Student's t), for this split of the data.",
+        "Differences are taken seed by seed. The epoch was chosen on validation data; the test data was used once.",
+    ]
+    if any(result.without_head for result in results):
+        text.insert(0, "no head: the same networks by the student's own logits, from the same pass over the test data.")
+    return text
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.2f}"
+
+
+def cells(row: Row) -> list[str]:
+    """A row's texts, as `HEAD` names them."""
+    accuracy = row.accuracy
+    several = accuracy.deviation is not None and accuracy.half_width is not None
+    return [
+        row.method,
+        _percent(accuracy.mean) + (f" +/- {_percent(accuracy.half_width or 0.0)}" if several else ""),
+        _percent(accuracy.deviation or 0.0) if several else "-",
+        f"{_percent(row.lowest)}..{_percent(row.highest)}" if several else "-",
+        str(row.networks),
+        f"{row.parameters:,}",
+        f"{row.seconds:.1f}",
+    ]
+
+
+def sentence(difference: Difference) -> str:
+    """A difference in words."""
+    accuracy = difference.accuracy
+    text = f"{difference.method} - {difference.baseline}: {_percent(accuracy.mean, '+')}"
+    if accuracy.half_width is None:
+        return text + " (one seed: no interval)"
+    text += f" +/- {_percent(accuracy.half_width)}"
+    if difference.seeds < 3:  # two may differ by the same, of a few images, and leave no interval
+        return text + " (two seeds: too few to tell)"
+    verdict = "no difference seen" if abs(accuracy.mean) <= accuracy.half_width else "a difference"
+    return f"{text}: {verdict}"
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """The table for programs."""
+    return {
+        "methods": [asdict(row) for row in rows(results)],
+        "differences": [asdict(difference) for difference in differences(results)],
+        "networks": [result.to_json() for result in results],
+    }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric by epoch, counted from 1: mean over the seeds, lowest and highest."""
+
+    epochs: list[int]
+    mean: list[float]
+    lowest: list[float]
+    highest: list[float]
+
+
+def curve(metrics: Iterable[dict[str, Any]], method: str, key: str) -> Curve:
+    """One metric of one method; an epoch that lacks it is left out."""
+    by_epoch: dict[int, list[float]] = {}
+    for line in metrics:
+        if line["method"] == method and key in line:
+            by_epoch.setdefault(line["epoch"] + 1, []).append(line[key])
+    epochs = sorted(by_epoch)
+    mean, lowest, highest = ([of(by_epoch[epoch]) for epoch in epochs] for of in (statistics.fmean, min, max))
+    return Curve(epochs, mean, lowest, highest)
+
+
+def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws validation accuracy and training loss by epoch: the mean over seeds, and the range as a band.
+
+    Args:
+        metrics: lines of the metrics file.
+        path: the image to write; its suffix names the format.
+    """
+    # The object interface: no window system is asked for, and no global state of pyplot's is touched.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, key, label in zip(
+        panels, ("val_accuracy", "loss"), ("validation accuracy", "training loss"), strict=True
+    ):
+        for method in dict.fromkeys(line["method"] for line in metrics):
+            _draw(axes, curve(metrics, method, key), method)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[1].set_yscale("log")
+    for set_formatter in (panels[1].yaxis.set_major_formatter, panels[1].yaxis.set_minor_formatter):
+        set_formatter(ScalarFormatter())  # 3.0 reads better than 3 x 10^0
+    panels[0].set_title("The mean over seeds and their range", fontsize="medium")
+    panels[1].set_title("Losses of different methods are not comparable", fontsize="medium")
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Any, shown: Curve, method: str) -> None:
+    style = "--" if method == "teacher" else "-"
+    (line,) = axes.plot(shown.epochs, shown.mean, label=method, linestyle=style, linewidth=1.5)
+    axes.fill_between(shown.epochs, shown.lowest, shown.highest, color=line.get_color(), alpha=0.15, linewidth=0)

@@ -1,0 +1,163 @@
+"""One safetensors file that holds a training whole: tensors, and the rest as JSON in the same file's header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cid._errors import CheckpointError, NonFiniteError
+from cid.train.files import all_finite, read_tensors, write_tensors
+from cid.train.methods import Method
+
+
+@dataclass
+class Best:
+    """The best epoch so far and the method's state at its end.
+
+    Attributes:
+        score: accuracy on the validation split, then the negative loss there.
+    """
+
+    epoch: int
+    score: tuple[float, float]
+    state: dict[str, Tensor]
+
+
+@dataclass
+class Position:
+    """How far a training is.
+
+    Attributes:
+        epoch: the current epoch.
+        step: steps of it that are done.
+        seconds: time it took so far, in all attempts.
+        losses: the losses summed over the current epoch, as `LossMonitor.state` gives them.
+        best: the best epoch so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    losses: dict[str, Any] | None = None
+    best: Best | None = None
+
+
+@dataclass
+class Checkpoint:
+    """Saves and restores a training.
+
+    Args:
+        path: the file.
+        method: the network in training, with its loss.
+        optimizer: its optimizer.
+        device: where it trains, for that device's random state.
+        precision: Fabric's precision plugin (a gradient scaler has state).
+    """
+
+    path: Path
+    method: Method
+    optimizer: Optimizer
+    device: torch.device
+    precision: Any
+    _header: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def save(self, position: Position) -> None:
+        """Writes the file, atomically.
+
+        Raises:
+            NonFiniteError: a weight is not finite; the file is left as it was.
+            OSError: the file can't be written; it is left as it was.
+        """
+        weights = {f"method.{key}": value.detach().cpu() for key, value in self.method.trained_state().items()}
+        if not all_finite(weights):
+            bad = next(key for key, value in weights.items() if not all_finite({key: value}))
+            raise NonFiniteError(
+                f"epoch {position.epoch}, step {position.step}: {bad.removeprefix('method.')} is NaN or infinite"
+            )
+        optimizer_tensors, optimizer_scalars = _flatten(self.optimizer)
+        tensors = {**weights, **optimizer_tensors, **_random_state(self.device)}
+        header = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "seconds": position.seconds,
+            "losses": position.losses,
+            "optimizer": optimizer_scalars,
+            "precision": self.precision.state_dict(),
+        }
+        if position.best is not None:
+            tensors |= {f"best.{key}": value for key, value in position.best.state.items()}
+            header["best"] = {"epoch": position.best.epoch, "score": position.best.score}
+        write_tensors(self.path, tensors, header)
+
+    def load(self) -> Position:
+        """Restores everything from the file, if there is one; else leaves all as it is, at the start.
+
+        Raises:
+            CheckpointError: the file is damaged or does not fit.
+        """
+        if not self.path.is_file():
+            return Position()
+        tensors, header = read_tensors(self.path)
+        try:
+            self.method.load_trained_state(_part(tensors, "method."))
+            _unflatten(self.optimizer, _part(tensors, "optimizer."), header["optimizer"])
+            self.precision.load_state_dict(header["precision"])
+            best = header.get("best")
+            position = Position(
+                epoch=header["epoch"],
+                step=header["step"],
+                seconds=header["seconds"],
+                losses=header["losses"],
+                best=best and Best(best["epoch"], tuple(best["score"]), _part(tensors, "best.")),
+            )
+            _set_random_state(_part(tensors, "random."), self.device)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: does not fit this run: {error}") from error
+        return position
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state by `INDEX.NAME`: its tensors, and its scalars.
+
+    The options of the groups are left out: they follow from the configuration and the position.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                scalars[f"{index}.{name}"] = value
+    return tensors, scalars
+
+
+def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **scalars}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The global generators', which dropout draws from."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,241 @@
+"""The one training loop, of teachers and of students by every method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Fabric rather than Accelerate: it needs less around it (no client of a model hub), and of a training loop it takes
+# only what we want to give away: device, precision, launch and distributed backward. The loop stays readable here.
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cid._errors import InterruptedRunError, NonFiniteError
+from cid.train.config import OptimConfig
+from cid.train.data import Batch, Batches
+from cid.train.methods import Method, StepOutput
+from cid.train.run.checkpoint import Best, Checkpoint, Position
+from cid.train.run.monitor import LossMonitor
+from cid.train.run.progress import Observer
+from cid.train.run.schedule import learning_rate, make_optimizer, set_learning_rate
+from cid.train.run.signals import StopRequest
+
+# On another device than the CPU, looking at a loss waits for it.
+CHECK_EVERY = {"cpu": 1}
+CHECK_EVERY_ELSEWHERE = 50
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+        name: how messages call it.
+        folder: where its checkpoint goes.
+        epochs: how long to train.
+        optim: how to train.
+        checkpoint_every: steps between checkpoints, beside each epoch's.
+    """
+
+    name: str
+    folder: Path
+    epochs: int
+    optim: OptimConfig
+    checkpoint_every: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy (0..1) and mean cross-entropy over a split."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(predict: Callable[[Tensor], Tensor], batches: Batches) -> Score:
+    """Scores logits on a whole split; the caller sets the model's mode."""
+    (score,) = evaluate_each([predict], batches)
+    return score
+
+
+@torch.no_grad()
+def evaluate_each(predictors: Sequence[Callable[[Tensor], Tensor]], batches: Batches) -> list[Score]:
+    """Scores several predictors in one pass over a split."""
+    hits: list[Tensor | int] = [0] * len(predictors)
+    losses: list[Tensor | float] = [0.0] * len(predictors)
+    samples = 0
+    for inputs, target in batches.in_order():
+        for i, predict in enumerate(predictors):
+            logits = predict(inputs).float()
+            hits[i] = hits[i] + (logits.argmax(1) == target).sum()
+            losses[i] = losses[i] + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        samples += len(target)
+    return [Score(float(hit) / samples, float(loss) / samples) for hit, loss in zip(hits, losses, strict=True)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a job; the method holds the best epoch's weights."""
+
+    best_epoch: int
+    validation: float
+    seconds: float
+
+
+class Trainer:
+    """Trains the network of one job, from its checkpoint if there is one.
+
+    Args:
+        fabric: where and in what precision.
+        job: what to train.
+        method: the network and its loss.
+        batches: training images.
+        validation: images to choose the epoch by.
+        observer: hears of the progress.
+        record: takes the metrics of each epoch.
+        stop: whether somebody asked to stop.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        job: Job,
+        method: Method,
+        *,
+        batches: Batches,
+        validation: Batches,
+        observer: Observer,
+        record: Callable[[dict[str, Any]], None],
+        stop: StopRequest,
+    ) -> None:
+        self._fabric = fabric
+        self._job = job
+        self._method = method
+        self._batches = batches
+        self._validation = validation
+        self._observer = observer
+        self._record = record
+        self._stop = stop
+        optimizer = make_optimizer(method.param_groups(job.optim.weight_decay), job.optim)
+        self._wrapped, self._optimizer = fabric.setup(method, optimizer)
+        self._checkpoint = Checkpoint(
+            job.folder / "checkpoint.safetensors", method, optimizer, fabric.device, fabric.strategy.precision
+        )
+        self._position = self._checkpoint.load()
+        self._started = time.perf_counter() - self._position.seconds
+        self._check_every = CHECK_EVERY.get(fabric.device.type, CHECK_EVERY_ELSEWHERE)
+
+    @property
+    def position(self) -> Position:
+        """How far the training is."""
+        return self._position
+
+    def train(self) -> Trained:
+        """Trains to the end and loads the best epoch's weights.
+
+        Raises:
+            NonFiniteError: a loss or a weight is NaN or infinite; the last checkpoint stays.
+            InterruptedRunError: a signal came; a checkpoint was written.
+            OSError: a checkpoint can't be written.
+        """
+        position, steps = self._position, self._batches.steps
+        self._observer.start(self._job.name, self._job.epochs * steps, position.epoch * steps + position.step)
+        try:
+            while position.epoch < self._job.epochs:
+                losses = self._train_epoch()
+                self._finish_epoch(losses)
+        except NonFiniteError as error:
+            kept = "the last checkpoint is kept" if self._checkpoint.path.exists() else "there is no checkpoint yet"
+            raise NonFiniteError(f"{self._job.name}: {error}; {kept}. It may take a smaller --lr or --beta") from error
+        best = position.best
+        if best is None:
+            raise RuntimeError(f"{self._job.name}: no epoch could be scored")
+        self._method.load_trained_state(best.state)
+        self._method.eval()
+        return Trained(best.epoch, best.score[0], position.seconds)
+
+    def _train_epoch(self) -> LossMonitor:
+        """The steps of the current epoch that are not done yet."""
+        position = self._position
+        losses = LossMonitor(self._fabric.device)
+        if position.losses is not None:
+            losses.load_state(position.losses)
+        plan = self._batches.plan(position.epoch)
+        self._wrapped.train()
+        while position.step < self._batches.steps:
+            loss = self._step(self._batches.batch(plan, position.step), losses)
+            position.step += 1
+            if position.step % self._check_every == 0:
+                losses.check()
+                self._observer.step(self._check_every, float(loss))
+            self._save_if_due(losses)
+        losses.check()
+        return losses
+
+    def _step(self, batch: Batch, losses: LossMonitor) -> Tensor:
+        done = self._position.epoch * self._batches.steps + self._position.step
+        set_learning_rate(self._optimizer, self._learning_rate(done))
+        self._optimizer.zero_grad()
+        output: StepOutput = self._wrapped(*batch)
+        losses.add(done, output, batch.target)
+        self._fabric.backward(output.loss)
+        self._optimizer.step()
+        return output.loss.detach()
+
+    def _learning_rate(self, steps_done: int) -> float:
+        return learning_rate(self._job.optim, steps_done / (self._job.epochs * self._batches.steps))
+
+    def _save_if_due(self, losses: LossMonitor) -> None:
+        """Saves within the epoch: as often as asked for, and before stopping."""
+        every = self._job.checkpoint_every
+        number = self._stop.signal_number
+        if number is None and (every is None or self._position.step % every):
+            return
+        losses.check()
+        self._position.losses = losses.state()
+        self._save()
+        if number is not None:
+            raise InterruptedRunError(self._job.name, number)
+
+    def _save(self) -> None:
+        self._position.seconds = time.perf_counter() - self._started
+        self._checkpoint.save(self._position)
+
+    def _predict(self, inputs: Tensor) -> Tensor:
+        """Scores in the precision of the training: Fabric applies it to `forward` alone."""
+        with self._fabric.autocast():
+            return self._method.predict(self._fabric.strategy.precision.convert_input(inputs))
+
+    def _finish_epoch(self, losses: LossMonitor) -> None:
+        """Scores the epoch, keeps it if it is the best, turns to the next and saves."""
+        position, method = self._position, self._method
+        self._wrapped.eval()
+        score = evaluate(self._predict, self._validation)
+        if not math.isfinite(score.loss):
+            raise NonFiniteError(f"epoch {position.epoch}: the loss on the validation split is {score.loss}")
+        ranking = (score.accuracy, -score.loss)
+        if method.scorable and (position.best is None or ranking > position.best.score):
+            state = {key: value.detach().clone() for key, value in method.trained_state().items()}
+            position.best = Best(position.epoch, ranking, state)
+        metrics = {
+            "epoch": position.epoch,
+            "lr": self._learning_rate((position.epoch + 1) * self._batches.steps - 1),
+            **losses.means(),
+            "val_accuracy": score.accuracy,
+            "val_loss": score.loss,
+            "scorable": method.scorable,
+            "best_epoch": position.best and position.best.epoch,
+        }
+        self._record(metrics)
+        self._observer.epoch(metrics)
+        method.epoch_end()
+        position.epoch += 1
+        position.step = 0
+        position.losses = None
+        self._save()

@@ -1,0 +1,259 @@
+"""Atomic files, and a training that stops anywhere and goes on to the same bits."""
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cid._errors import CheckpointError, InterruptedRunError, NonFiniteError
+from cid.train.config import MethodConfig, OptimConfig
+from cid.train.data import Batches, Preprocessing, Split
+from cid.train.files import read_tensors, write_atomically, write_tensors
+from cid.train.methods import METHODS, Ingredients, Method, StepOutput
+from cid.train.run.checkpoint import Position
+from cid.train.run.loop import Job, Trainer
+from cid.train.run.progress import Lines
+from cid.train.run.signals import StopRequest
+from tests import draws
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    path = tmp_path / "x"
+    write_atomically(path, b"old")
+    owner = {"fsync": os, "replace": Path}[where]
+    monkeypatch.setattr(owner, where, full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_and_header_round_trip(tmp_path: Path) -> None:
+    shared = torch.randn(3, 2)
+    tensors = {
+        "a": shared,
+        "tied": shared,
+        "view": shared.t(),
+        "half": shared.bfloat16(),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 2),
+    }
+    write_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "loss": [0.1, None]})
+    read, header = read_tensors(tmp_path / "x.safetensors")
+    assert header == {"step": 3, "loss": [0.1, None]}
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[key], tensors[key]) and read[key].dtype == tensors[key].dtype for key in tensors)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00" * 20, b"\xff" * 100])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors"):
+        read_tensors(path)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+CLASSES, EPOCHS = 4, 4
+
+
+def network(width: int) -> nn.Module:
+    """With dropout, which draws from the global generator, and buffers of running statistics."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(36, width),
+        nn.BatchNorm1d(width),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(width, CLASSES),
+    )
+
+
+def batches(seed: int) -> Batches:
+    generator = torch.Generator().manual_seed(draws.shifted(seed))
+    labels = torch.arange(50) % CLASSES
+    images = (torch.rand((50, 1, 6, 6), generator=generator) * 100 + 40 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return Batches(Split(images, labels), Preprocessing(255.0, (0.5,), (0.3,)), batch_size=16, pad=1, flip=True, seed=1)
+
+
+def make_method(name: str) -> Method:
+    draws.seed(0)
+    config = MethodConfig(beta=2.0, gamma=1.0, warmup_epochs=1, context_momentum=0.5)
+    return METHODS[name](Ingredients(network(6), network(9), CLASSES, config))
+
+
+def make_trainer(
+    folder: Path,
+    method: Method,
+    *,
+    stop: StopRequest | None = None,
+    every: int | None = None,
+    record: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    optimizer: str = "sgd",
+    precision: str = "32-true",
+) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    optim = OptimConfig(optimizer=optimizer, lr=0.05, schedule="onecycle")
+    return Trainer(
+        Fabric(accelerator="cpu", devices=1, precision=precision),  # type: ignore[arg-type]
+        Job("x", folder, EPOCHS, optim, every),
+        method,
+        batches=batches(0),
+        validation=batches(1),
+        observer=Lines(),
+        record=record,
+        stop=stop or StopRequest(),
+    )
+
+
+class StopAt(StopRequest):
+    """A request that comes at the given look at it."""
+
+    def __init__(self, look: int) -> None:
+        self.looks = look
+        super().__init__()
+
+    @property
+    def signal_number(self) -> int | None:
+        self.looks -= 1
+        return 2 if self.looks < 0 else None
+
+    @signal_number.setter
+    def signal_number(self, value: int | None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path: Path, name: str, optimizer: str) -> None:
+    whole_lines: list[dict[str, Any]] = []
+    whole = make_method(name)
+    draws.seed(7)
+    make_trainer(tmp_path / "whole", whole, record=whole_lines.append, optimizer=optimizer).train()
+
+    lines: list[dict[str, Any]] = []
+    draws.seed(7)
+    for _ in range(20):
+        method = make_method(name)
+        draws.seed(7)
+        trainer = make_trainer(tmp_path / "parts", method, stop=StopAt(2), record=lines.append, optimizer=optimizer)
+        with suppress(InterruptedRunError):
+            trainer.train()
+            break
+    else:
+        pytest.fail("it never came to the end")
+    expected, got = whole.state_dict(), method.state_dict()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert lines == whole_lines
+
+
+def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
+    plain, often = make_method("cid"), make_method("cid")
+    for folder, method, every in (("plain", plain, None), ("often", often, 1)):
+        draws.seed(7)
+        make_trainer(tmp_path / folder, method, every=every).train()
+    assert all(torch.equal(value, often.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+def test_a_checkpoint_leaves_the_teacher_out(tmp_path: Path) -> None:
+    for name in ("kd", "cid"):
+        make_trainer(tmp_path / name, make_method(name)).train()
+        tensors, header = read_tensors(tmp_path / name / "checkpoint.safetensors")
+        assert not [key for key in tensors if "teacher" in key]
+        assert (header["epoch"], header["step"]) == (EPOCHS, 0)
+
+
+def test_the_untrained_head_is_never_the_best(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = []
+    trained = make_trainer(tmp_path / "x", make_method("cid"), record=lines.append).train()
+    assert [line["scorable"] for line in lines] == [False, True, True, True]
+    assert lines[0]["best_epoch"] is None
+    assert "ce" not in lines[0]
+    assert "ce" in lines[1]
+    assert trained.best_epoch > 0
+    assert trained.validation == max(line["val_accuracy"] for line in lines[1:])
+
+
+def test_warm_up_is_scored_with_the_students_own_logits() -> None:
+    method = make_method("cid").eval()
+    x = torch.randn(3, 1, 6, 6)
+    assert torch.equal(method.predict(x), method.distiller.student_model(x))  # type: ignore[operator, union-attr]
+    method.epoch_end()
+    assert torch.equal(method.predict(x), method.predictor()(x))
+
+
+class Explosive(Method):
+    """Its weight, loss or term turns bad at one step."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CLASSES))
+        self.what = what
+        self.steps = 0
+
+    def forward(self, x: Tensor, target: Tensor, teacher: object = None) -> StepOutput:
+        self.steps += 1
+        bad = self.steps == 6
+        loss = (self.weight**2).sum()
+        if bad and self.what == "gradient":
+            loss = loss + torch.sqrt(self.weight.sum() * 0)  # finite, with an infinite derivative
+        sample = torch.tensor(float("nan") if bad and self.what == "sample" else 1.0)
+        return StepOutput(loss + sample, {"ce": loss.detach(), "sample": sample}, None)
+
+    def predict(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :CLASSES] * self.weight
+
+    def predictor(self) -> nn.Module:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("sample", r"^x: step 5: sample is nan; the last checkpoint is kept"), ("gradient", r"^x: .* is (nan|NaN)")],
+)
+@pytest.mark.parametrize("every", [None, 1])
+def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, what: str, message: str, every: int | None) -> None:
+    trainer = make_trainer(tmp_path / "x", Explosive(what), every=every)
+    with pytest.raises(NonFiniteError, match=message):
+        trainer.train()
+    tensors, header = read_tensors(tmp_path / "x" / "checkpoint.safetensors")
+    assert (header["epoch"], header["step"]) == ((1, 1) if every else (1, 0))
+    assert torch.isfinite(tensors["method.weight"]).all()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "x", make_method("labels")).train()
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        make_trainer(tmp_path / "x", make_method("cid"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_precisions_train(tmp_path: Path, precision: str) -> None:
+    for name in METHODS:
+        trained = make_trainer(tmp_path / name, make_method(name), precision=precision).train()
+        assert 0 <= trained.best_epoch < EPOCHS
+
+
+def test_a_position_goes_from_the_start_to_the_end(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "x", make_method("kd"))
+    assert trainer.position == Position(epoch=0, step=0, seconds=0.0, losses=None, best=None)
+    trainer.train()
+    for position in (trainer.position, make_trainer(tmp_path / "x", make_method("kd")).position):
+        assert (position.epoch, position.step) == (EPOCHS, 0)
