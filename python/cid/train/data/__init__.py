@@ -1,29 +1,126 @@
-"""Data sets as tensors in memory, and batches of them, augmented on the device."""
+"""Data sets as tensors in memory, and batches of them, augmented on the device.
 
-from cid.train.data.batches import (
-    READERS,
-    SCORED_PLACES,
-    Batch,
-    Batches,
-    Dataset,
-    Normalize,
-    Preprocessing,
-    Split,
-    load_dataset,
-    mix_seed,
-    shift_and_flip,
-)
+A data set is one file here and one line of `READERS`: its reader takes the configuration and returns `RawData`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cid._errors import ConfigError, DataError
+from cid.train.config import DataConfig
+from cid.train.data.augmentation import Augmentation, shift_and_flip
+from cid.train.data.batches import Batch, Batches, EpochPlan
+from cid.train.data.cifar import read_cifar10, read_cifar100
+from cid.train.data.dataset import Dataset, RawData
+from cid.train.data.digits import read_digits
+from cid.train.data.folder import read_folder
+from cid.train.data.images import Normalize, Preprocessing, Split
+from cid.train.data.mnist import read_mnist
+from cid.train.data.seeds import mix_seed
 
 __all__ = [
     "READERS",
     "SCORED_PLACES",
+    "Augmentation",
     "Batch",
     "Batches",
     "Dataset",
+    "EpochPlan",
     "Normalize",
     "Preprocessing",
+    "RawData",
     "Split",
     "load_dataset",
     "mix_seed",
     "shift_and_flip",
 ]
+
+READERS: dict[str, Callable[[DataConfig], RawData]] = {
+    "digits": read_digits,
+    "mnist": read_mnist,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+}
+HELD_OUT = 0.1
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Reads a data set and splits it.
+
+    Raises:
+        ConfigError: no such data set, or limits that leave nothing.
+        DataError: files are missing or damaged.
+    """
+    reader = READERS.get(config.name)
+    if reader is None:
+        if not Path(config.name).is_dir():
+            raise ConfigError(f"--data: got {config.name!r}, accepted: {', '.join(READERS)} or a folder of images")
+        reader = read_folder
+    raw = reader(config)
+    _check_labels(raw)
+    generator = torch.Generator().manual_seed(mix_seed(config.split_seed))
+    order = torch.randperm(len(raw.train), generator=generator)[: config.limit]
+    held_out = _held_out(raw, config, len(order))
+    test_order = torch.randperm(len(raw.test), generator=generator)[: config.limit_test]
+    # Sorted: nothing depends on this order, and memory is read forwards.
+    train = raw.train.take(order[held_out:].sort().values)
+    validation = raw.train.take(order[:held_out].sort().values) if raw.validation is None else raw.validation
+    test = raw.test.take(test_order.sort().values)
+    names = {"train": "train", "validation": "train", "test": "test", **raw.names}
+    splits = {"train": train, "validation": validation, "test": test}
+    return Dataset(
+        train=train,
+        validation=_moved(validation, raw.scored_shift, generator),
+        test=_moved(test, raw.scored_shift, generator),
+        classes=raw.classes,
+        preprocessing=raw.preprocessing,
+        summary={
+            **{split: {"images": len(part), "from": names[split]} for split, part in splits.items()},
+            "classes": list(raw.classes),
+            "unreadable": {"count": len(raw.unreadable), "images": dict(raw.unreadable)},
+        },
+    )
+
+
+def _held_out(raw: RawData, config: DataConfig, count: int) -> int:
+    """How many of so many training images choose the epoch."""
+    if raw.validation is not None:
+        if config.validation is not None:
+            raise ConfigError(
+                f"--validation: got {config.validation}, accepted: none, as {raw.names['validation']}/ is for that"
+            )
+        return 0
+    part = HELD_OUT if config.validation is None else config.validation
+    held_out = round(part * count)
+    if not 0 < held_out < count - 1:
+        raise ConfigError(
+            f"--validation: got {part}, accepted: a part that leaves images to train with and to validate with, of "
+            f"{count} here"
+        )
+    return held_out
+
+
+SCORED_PLACES = 4
+
+
+def _moved(split: Split, shift: int, generator: torch.Generator) -> Split:
+    """The split with each image at several places."""
+    if not shift:
+        return split
+    split = split.take(torch.arange(len(split)).repeat_interleave(SCORED_PLACES))
+    rows, columns = torch.randint(2 * shift + 1, (2, len(split)), generator=generator)
+    still = torch.zeros(len(split), dtype=torch.bool)
+    return Split(shift_and_flip(split.images, shift, rows, columns, still), split.labels)
+
+
+def _check_labels(raw: RawData) -> None:
+    for name, split in (("training", raw.train), ("test", raw.test)):
+        if not len(split):
+            raise DataError(f"the {name} part has no images")
+        highest = int(split.labels.max())
+        if highest >= len(raw.classes):
+            raise DataError(f"the {name} part has the label {highest}, but there are {len(raw.classes)} classes")

@@ -1,0 +1,46 @@
+"""Random crops and mirrorings of a batch of images, on the device that has them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+def shift_and_flip(images: Tensor, pad: int, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    """Crops of the images, each padded by `pad` black pixels, some of them mirrored.
+
+    Args:
+        images: (B, channels, H, W).
+        pad: pixels of padding on each side.
+        rows: (B,) int64, first row of each crop, 0 to 2 pad.
+        columns: (B,) int64, first column of each crop.
+        flips: (B,) bool, whether to mirror left and right.
+    """
+    batch, channels, height, width = images.shape
+    device = images.device
+    padded = nn.functional.pad(images, (pad,) * 4)
+    row = rows[:, None] + torch.arange(height, device=device)
+    column = torch.arange(width, device=device).expand(batch, width)
+    column = columns[:, None] + torch.where(flips[:, None], width - 1 - column, column)
+    # One gather for all: the four index tensors broadcast to the output's shape.
+    sample = torch.arange(batch, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
+    return padded[sample, channel, row[:, None, :, None], column[:, None, None, :]]
+
+
+class Augmentation(NamedTuple):
+    """Where each of some images is cropped, and whether it is mirrored; see `shift_and_flip`."""
+
+    rows: Tensor
+    columns: Tensor
+    flips: Tensor
+
+    def at(self, index: Tensor | slice) -> Augmentation:
+        """The augmentation of the images at `index`."""
+        return Augmentation(*(each[index] for each in self))
+
+    def to(self, device: torch.device) -> Augmentation:
+        """The augmentation on a device."""
+        return Augmentation(*(each.to(device) for each in self))

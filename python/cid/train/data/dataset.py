@@ -1,0 +1,76 @@
+"""A data set as it is published, and as a run uses it: in three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from cid.train.data.images import Preprocessing, Split
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as published: a training and a test part, and sometimes one to choose the epoch by.
+
+    Attributes:
+        train: to train on and, if there is no validation part, to choose the epoch by.
+        test: to score.
+        classes: by label.
+        preprocessing: of every image.
+        scored_shift: if not 0, each image that is scored (validation and test) is so at `SCORED_PLACES` places, which
+            are drawn once and for all from up to so many pixels each way.
+        validation: to choose the epoch by.
+        names: what the data set calls the parts, where that is not our name.
+        unreadable: images that were left out, and why.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    scored_shift: int = 0
+    validation: Split | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three splits, what the classes are called, and how to feed a network.
+
+    Attributes:
+        train: to train on.
+        validation: to choose the epoch by.
+        test: to score, once.
+        classes: by label.
+        preprocessing: of every image.
+        summary: for the run's folder: how many images each split has, of which part of the data, the classes, and the
+            images that could not be read.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    summary: dict[str, Any]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        height, width = self.train.images.shape[2:]
+        return height, width
+
+    def to(self, device: torch.device) -> Dataset:
+        """The data set on a device."""
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )

@@ -1,0 +1,58 @@
+"""The files of a data set as its authors publish them, gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cid._errors import DataError
+from cid.train.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a data set's files are to be: for finding them, and for telling what is missing."""
+
+    title: str
+    home: str
+    layouts: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def find(self, config: DataConfig) -> Path:
+        """The first of the layouts' folders whose files are all there, under `--data-dir` or that folder itself.
+
+        Raises:
+            DataError: none of them; names the folder, the files and the data set's home.
+        """
+        if config.dir is None:
+            raise DataError(f"--data-dir: not given, accepted: the folder that holds {self._expected()}")
+        base = Path(config.dir)
+        for name, files in self.layouts:
+            for folder in (base / name, base):
+                if all(exists(folder / file) for file in files):
+                    return folder
+        raise DataError(f"--data-dir: {base} has no {self.title}; expected {self._expected()}")
+
+    def _expected(self) -> str:
+        layouts = " or ".join(f"{name}/ with {', '.join(files)}" for name, files in self.layouts)
+        return f"{layouts} (published at {self.home})"
+
+
+def exists(path: Path) -> bool:
+    """Whether the file is there, gzipped or not."""
+    return path.is_file() or path.with_name(path.name + ".gz").is_file()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, unpacked where only the gzipped one is there.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        return gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
