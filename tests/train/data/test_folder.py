@@ -11,7 +11,9 @@ from PIL import Image
 
 from cid._errors import ConfigError, DataError
 from cid.train.config import DataConfig
-from cid.train.data import SCORED_PLACES, Batches, Preprocessing, Split, load_dataset, mix_seed, shift_and_flip
+from cid.train.data import Batches, Preprocessing, Split, load_dataset, mix_seed
+from cid.train.data.augmentation import shift_and_flip
+from cid.train.data.digits import SCORED_PLACES
 from cid.train.data.unpickle import load_batch
 from tests.train import fakes
 

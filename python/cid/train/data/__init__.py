@@ -12,7 +12,7 @@ import torch
 
 from cid._errors import ConfigError, DataError
 from cid.train.config import DataConfig
-from cid.train.data.augmentation import Augmentation, shift_and_flip
+from cid.train.data.augmentation import Augmentation
 from cid.train.data.batches import Batch, Batches, EpochPlan
 from cid.train.data.cifar import read_cifar10, read_cifar100
 from cid.train.data.dataset import Dataset, RawData
@@ -24,7 +24,6 @@ from cid.train.data.seeds import mix_seed
 
 __all__ = [
     "READERS",
-    "SCORED_PLACES",
     "Augmentation",
     "Batch",
     "Batches",
@@ -36,7 +35,6 @@ __all__ = [
     "Split",
     "load_dataset",
     "mix_seed",
-    "shift_and_flip",
 ]
 
 READERS: dict[str, Callable[[DataConfig], RawData]] = {
@@ -74,8 +72,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     splits = {"train": train, "validation": validation, "test": test}
     return Dataset(
         train=train,
-        validation=_moved(validation, raw.scored_shift, generator),
-        test=_moved(test, raw.scored_shift, generator),
+        validation=raw.scored(validation, generator),
+        test=raw.scored(test, generator),
         classes=raw.classes,
         preprocessing=raw.preprocessing,
         summary={
@@ -102,19 +100,6 @@ def _held_out(raw: RawData, config: DataConfig, count: int) -> int:
             f"{count} here"
         )
     return held_out
-
-
-SCORED_PLACES = 4
-
-
-def _moved(split: Split, shift: int, generator: torch.Generator) -> Split:
-    """The split with each image at several places."""
-    if not shift:
-        return split
-    split = split.take(torch.arange(len(split)).repeat_interleave(SCORED_PLACES))
-    rows, columns = torch.randint(2 * shift + 1, (2, len(split)), generator=generator)
-    still = torch.zeros(len(split), dtype=torch.bool)
-    return Split(shift_and_flip(split.images, shift, rows, columns, still), split.labels)
 
 
 def _check_labels(raw: RawData) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from cid.train.data.images import Preprocessing, Split
+
+
+def as_published(split: Split, _: torch.Generator) -> Split:
+    """The split itself."""
+    return split
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class RawData:
         test: to score.
         classes: by label.
         preprocessing: of every image.
-        scored_shift: if not 0, each image that is scored (validation and test) is so at `SCORED_PLACES` places, which
-            are drawn once and for all from up to so many pixels each way.
+        scored: what is scored of a validation or test split, drawn from the generator; unless a data set says
+            otherwise, the split itself.
         validation: to choose the epoch by.
         names: what the data set calls the parts, where that is not our name.
         unreadable: images that were left out, and why.
@@ -31,7 +36,7 @@ class RawData:
     test: Split
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    scored_shift: int = 0
+    scored: Callable[[Split, torch.Generator], Split] = as_published
     validation: Split | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from cid.train.config import DataConfig
+from cid.train.data.augmentation import shift_and_flip
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Preprocessing, Split
 from cid.train.data.seeds import mix_seed
 
-DIGITS_MARGIN = 2
-DIGITS_TEST_PART = 1 / 3
+TEST_PART = 1 / 3
+MARGIN = 2
+SCORED_PLACES = 4
 
 
 def read_digits(config: DataConfig) -> RawData:
@@ -23,15 +25,23 @@ def read_digits(config: DataConfig) -> RawData:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    margin = (DIGITS_MARGIN, DIGITS_MARGIN)
+    margin = (MARGIN, MARGIN)
     images = np.pad(digits.images.astype(np.uint8), ((0, 0), margin, margin))[:, None]
     everything = Split.from_numpy(images, digits.target)
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(mix_seed(len(everything))))
-    held_out = round(DIGITS_TEST_PART * len(order))
+    held_out = round(TEST_PART * len(order))
     return RawData(
         train=everything.take(order[held_out:]),
         test=everything.take(order[:held_out]),
         classes=tuple(map(str, range(10))),
         preprocessing=Preprocessing(scale=16.0, mean=(0.136,), std=(0.293,)),
-        scored_shift=DIGITS_MARGIN,
+        scored=_at_several_places,
     )
+
+
+def _at_several_places(split: Split, generator: torch.Generator) -> Split:
+    """The split with each image at `SCORED_PLACES` places of its canvas."""
+    split = split.take(torch.arange(len(split)).repeat_interleave(SCORED_PLACES))
+    rows, columns = torch.randint(2 * MARGIN + 1, (2, len(split)), generator=generator)
+    still = torch.zeros(len(split), dtype=torch.bool)
+    return Split(shift_and_flip(split.images, MARGIN, rows, columns, still), split.labels)
