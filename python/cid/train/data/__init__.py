@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cid._errors import ConfigError, DataError
+from cid._errors import ConfigError
 from cid.train.config import DataConfig
 from cid.train.data.augmentation import Augmentation
 from cid.train.data.batches import Batch, Batches, EpochPlan
@@ -59,7 +59,6 @@ def load_dataset(config: DataConfig) -> Dataset:
             raise ConfigError(f"--data: got {config.name!r}, accepted: {', '.join(READERS)} or a folder of images")
         reader = read_folder
     raw = reader(config)
-    _check_labels(raw)
     generator = torch.Generator().manual_seed(mix_seed(config.split_seed))
     order = torch.randperm(len(raw.train), generator=generator)[: config.limit]
     held_out = _held_out(raw, config, len(order))
@@ -100,12 +99,3 @@ def _held_out(raw: RawData, config: DataConfig, count: int) -> int:
             f"{count} here"
         )
     return held_out
-
-
-def _check_labels(raw: RawData) -> None:
-    for name, split in (("training", raw.train), ("test", raw.test)):
-        if not len(split):
-            raise DataError(f"the {name} part has no images")
-        highest = int(split.labels.max())
-        if highest >= len(raw.classes):
-            raise DataError(f"the {name} part has the label {highest}, but there are {len(raw.classes)} classes")

@@ -37,6 +37,12 @@ class Augmentation(NamedTuple):
     columns: Tensor
     flips: Tensor
 
+    @classmethod
+    def draw(cls, count: int, *, pad: int, flip: bool, generator: torch.Generator) -> Augmentation:
+        """Draws the augmentation of `count` images; without `flip`, none is mirrored."""
+        rows, columns = torch.randint(2 * pad + 1, (2, count), generator=generator)
+        return cls(rows, columns, torch.rand(count, generator=generator) < (0.5 if flip else 0.0))
+
     def at(self, index: Tensor | slice) -> Augmentation:
         """The augmentation of the images at `index`."""
         return Augmentation(*(each[index] for each in self))

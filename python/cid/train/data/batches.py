@@ -28,7 +28,7 @@ class EpochPlan:
 
     Attributes:
         order: the samples, on the device of the images.
-        samples: the same on the CPU, where a cache of the teacher's outputs is read.
+        samples: the samples on the CPU, where a cache of the teacher's outputs is read.
         augmentation: of the samples in this order.
         view: which of the fixed views this is; None where views are not fixed.
     """
@@ -107,14 +107,12 @@ class Batches:
         return EpochPlan(order.to(device), order, augmentation.to(device), view)
 
     def view(self, number: int) -> Augmentation:
-        """Draws a fixed view of every sample, in their own order."""
+        """Draws a fixed view of every sample, in the order of the split."""
         # Of three parts, so that no order of an epoch comes from the same numbers.
         return self._draw(torch.Generator().manual_seed(mix_seed(self._view_seed, number, 1)))
 
     def _draw(self, generator: torch.Generator) -> Augmentation:
-        count = len(self._split)
-        rows, columns = torch.randint(2 * self._pad + 1, (2, count), generator=generator)
-        return Augmentation(rows, columns, torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0))
+        return Augmentation.draw(len(self._split), pad=self._pad, flip=self._flip, generator=generator)
 
     def batch(self, plan: EpochPlan, step: int) -> Batch:
         """One step of a plan."""

@@ -10,7 +10,7 @@ from cid._errors import DataError
 from cid.train.config import DataConfig
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
-from cid.train.data.published import Published, exists, read_bytes
+from cid.train.data.published import Published, read_bytes
 from cid.train.data.unpickle import load_batch
 
 _CIFAR10_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -35,33 +35,23 @@ PIXELS = 3 * 32 * 32
 
 def read_cifar10(config: DataConfig) -> RawData:
     """CIFAR-10, the binary version if it is there, else the python version."""
-    folder = CIFAR10.find(config)
-    binary = exists(folder / "test_batch.bin")
-
-    def part(names: tuple[str, ...]) -> Split:
-        if binary:
-            return _join([_read_records(folder / f"{name}.bin", label_bytes=1) for name in names])
-        return _join([_read_pickle(folder / name, "labels") for name in names])
-
-    return RawData(part(_CIFAR10_TRAIN), part(("test_batch",)), CIFAR10_CLASSES, CIFAR10_PREPROCESSING)
+    *train, test = CIFAR10.find(config)
+    return RawData(_read(train, 1, "labels"), _read([test], 1, "labels"), CIFAR10_CLASSES, CIFAR10_PREPROCESSING)
 
 
 def read_cifar100(config: DataConfig) -> RawData:
     """CIFAR-100 with its fine labels, the binary version if it is there, else the python version."""
-    folder = CIFAR100.find(config)
-    binary = exists(folder / "test.bin")
-
-    def part(name: str) -> Split:
-        if binary:
-            return _join([_read_records(folder / f"{name}.bin", label_bytes=2)])
-        return _join([_read_pickle(folder / name, "fine_labels")])
-
-    names = folder / "fine_label_names.txt"
+    train, test = CIFAR100.find(config)
+    names = train.with_name("fine_label_names.txt")
     classes = tuple(names.read_text(encoding="utf-8").split()) if names.is_file() else tuple(map(str, range(100)))
-    return RawData(part("train"), part("test"), classes, CIFAR100_PREPROCESSING)
+    return RawData(_read([train], 2, "fine_labels"), _read([test], 2, "fine_labels"), classes, CIFAR100_PREPROCESSING)
 
 
-def _join(parts: list[tuple[Bytes, Bytes]]) -> Split:
+def _read(paths: list[Path], label_bytes: int, label_key: str) -> Split:
+    """The images of several files, each of either version."""
+    parts = [
+        _read_records(path, label_bytes) if path.suffix == ".bin" else _read_pickle(path, label_key) for path in paths
+    ]
     images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Split.from_numpy(images.reshape(-1, 3, 32, 32), labels)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cid._errors import DataError
 from cid.train.data.images import Preprocessing, Split
 
 
@@ -30,6 +31,9 @@ class RawData:
         validation: to choose the epoch by.
         names: what the data set calls the parts, where that is not our name.
         unreadable: images that were left out, and why.
+
+    Raises:
+        DataError: a part has no images, or a label that no class has.
     """
 
     train: Split
@@ -40,6 +44,14 @@ class RawData:
     validation: Split | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, split in (("training", self.train), ("test", self.test)):
+            if not len(split):
+                raise DataError(f"the {name} part has no images")
+            highest = int(split.labels.max())
+            if highest >= len(self.classes):
+                raise DataError(f"the {name} part has the label {highest}, but there are {len(self.classes)} classes")
 
 
 @dataclass(frozen=True)

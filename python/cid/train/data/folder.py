@@ -1,4 +1,4 @@
-"""A folder of images, a folder in it for each class."""
+"""Images in folders, one for each class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cid.train.config import DataConfig
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
 
-# Those of torchvision's ImageFolder.
+# What torchvision's ImageFolder reads.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_FOLDERS = ("val", "valid", "validation")
-# Those of ImageNet, as usual for photographs.
-FOLDER_PREPROCESSING = Preprocessing(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# ImageNet's mean and deviation, as usual for photographs.
+PREPROCESSING = Preprocessing(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def read_folder(config: DataConfig) -> RawData:
@@ -51,7 +51,7 @@ def read_folder(config: DataConfig) -> RawData:
         train=splits["train"],
         test=splits["test"],
         classes=classes,
-        preprocessing=FOLDER_PREPROCESSING,
+        preprocessing=PREPROCESSING,
         validation=splits.get("validation"),
         names=parts,
         unreadable=reader.unreadable,

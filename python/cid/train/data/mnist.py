@@ -1,4 +1,4 @@
-"""MNIST."""
+"""MNIST: handwritten digits of 28 x 28."""
 
 from __future__ import annotations
 
@@ -23,26 +23,22 @@ MNIST = Published(
         ),
     ),
 )
-MNIST_PREPROCESSING = Preprocessing(255.0, (0.1307,), (0.3081,))
+PREPROCESSING = Preprocessing(255.0, (0.1307,), (0.3081,))
 
 
 def read_mnist(config: DataConfig) -> RawData:
     """MNIST's four IDX files, gzipped or not."""
-    folder = MNIST.find(config)
-    train_images, train_labels, test_images, test_labels = (folder / name for name in MNIST.layouts[0][1])
-
-    def part(images: Path, labels: Path) -> Split:
-        pixels, classes = _read_idx(images, 3), _read_idx(labels, 1)
-        if len(pixels) != len(classes):
-            raise DataError(f"{images}: has {len(pixels)} images, but {labels.name} has {len(classes)} labels")
-        return Split.from_numpy(pixels[:, None], classes)
-
+    train_images, train_labels, test_images, test_labels = MNIST.find(config)
     return RawData(
-        part(train_images, train_labels),
-        part(test_images, test_labels),
-        tuple(map(str, range(10))),
-        MNIST_PREPROCESSING,
+        _read(train_images, train_labels), _read(test_images, test_labels), tuple(map(str, range(10))), PREPROCESSING
     )
+
+
+def _read(images: Path, labels: Path) -> Split:
+    pixels, classes = _read_idx(images, 3), _read_idx(labels, 1)
+    if len(pixels) != len(classes):
+        raise DataError(f"{images}: has {len(pixels)} images, but {labels.name} has {len(classes)} labels")
+    return Split.from_numpy(pixels[:, None], classes)
 
 
 def _read_idx(path: Path, rank: int) -> Bytes:

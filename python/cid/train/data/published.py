@@ -13,14 +13,20 @@ from cid.train.config import DataConfig
 
 @dataclass(frozen=True)
 class Published:
-    """Where a data set's files are to be: for finding them, and for telling what is missing."""
+    """Where a data set's files are to be: for finding them, and for telling what is missing.
+
+    Attributes:
+        title: the data set's name.
+        home: its address.
+        layouts: the versions in which it is published, the preferred one first: a folder and the files in it.
+    """
 
     title: str
     home: str
     layouts: tuple[tuple[str, tuple[str, ...]], ...]
 
-    def find(self, config: DataConfig) -> Path:
-        """The first of the layouts' folders whose files are all there, under `--data-dir` or that folder itself.
+    def find(self, config: DataConfig) -> list[Path]:
+        """The files of the first layout that is there as a whole, under `--data-dir` or in that folder itself.
 
         Raises:
             DataError: none of them; names the folder, the files and the data set's home.
@@ -30,8 +36,8 @@ class Published:
         base = Path(config.dir)
         for name, files in self.layouts:
             for folder in (base / name, base):
-                if all(exists(folder / file) for file in files):
-                    return folder
+                if all(_exists(folder / file) for file in files):
+                    return [folder / file for file in files]
         raise DataError(f"--data-dir: {base} has no {self.title}; expected {self._expected()}")
 
     def _expected(self) -> str:
@@ -39,7 +45,7 @@ class Published:
         return f"{layouts} (published at {self.home})"
 
 
-def exists(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """Whether the file is there, gzipped or not."""
     return path.is_file() or path.with_name(path.name + ".gz").is_file()
 
