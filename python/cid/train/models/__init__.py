@@ -1,5 +1,45 @@
-"""Networks by name: a small CNN, the residual networks of CIFAR, wide ones, and timm's."""
+"""Networks by name: a small CNN, the residual networks of CIFAR, wide ones, and timm's.
 
-from cid.train.models.resnet import InputSpec, build_model, count_parameters
+A family is one file here and one line of `MODELS`.
+"""
 
-__all__ = ["InputSpec", "build_model", "count_parameters"]
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from cid._errors import ConfigError
+from cid.train.models.cnn import build_cnn
+from cid.train.models.layers import InputSpec
+from cid.train.models.resnet import build_resnet
+from cid.train.models.timm import build_timm
+from cid.train.models.wide_resnet import build_wide_resnet
+
+__all__ = ["MODELS", "InputSpec", "build_model", "count_parameters"]
+
+Builder = Callable[[re.Match[str], InputSpec], nn.Module]
+MODELS: dict[str, Builder] = {
+    r"cnn-([1-9]\d*)": lambda found, spec: build_cnn(int(found[1]), spec),
+    r"resnet(\d+)": lambda found, spec: build_resnet(int(found[1]), spec),
+    r"wrn-(\d+)-(\d+)": lambda found, spec: build_wide_resnet(int(found[1]), int(found[2]), spec),
+    r"timm:(.+)": lambda found, spec: build_timm(found[1], spec),
+}
+
+
+def build_model(name: str, spec: InputSpec) -> nn.Module:
+    """A network with fresh weights from the global random state.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    for pattern, build in MODELS.items():
+        if found := re.fullmatch(pattern, name):
+            return build(found, spec)
+    raise ConfigError(f"--teacher or --student: got {name!r}, accepted: cnn-W, resnetD, wrn-D-K or timm:NAME")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many values the parameters of a network hold."""
+    return sum(parameter.numel() for parameter in model.parameters())
