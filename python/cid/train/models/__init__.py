@@ -20,11 +20,12 @@ from cid.train.models.wide_resnet import build_wide_resnet
 __all__ = ["MODELS", "InputSpec", "build_model", "count_parameters"]
 
 Builder = Callable[[re.Match[str], InputSpec], nn.Module]
-MODELS: dict[str, Builder] = {
-    r"cnn-([1-9]\d*)": lambda found, spec: build_cnn(int(found[1]), spec),
-    r"resnet(\d+)": lambda found, spec: build_resnet(int(found[1]), spec),
-    r"wrn-(\d+)-(\d+)": lambda found, spec: build_wide_resnet(int(found[1]), int(found[2]), spec),
-    r"timm:(.+)": lambda found, spec: build_timm(found[1], spec),
+# By how a name is written: its pattern, and what builds the network.
+MODELS: dict[str, tuple[str, Builder]] = {
+    "cnn-W": (r"cnn-([1-9]\d*)", lambda found, spec: build_cnn(int(found[1]), spec)),
+    "resnetD": (r"resnet(\d+)", lambda found, spec: build_resnet(int(found[1]), spec)),
+    "wrn-D-K": (r"wrn-(\d+)-(\d+)", lambda found, spec: build_wide_resnet(int(found[1]), int(found[2]), spec)),
+    "timm:NAME": (r"timm:(.+)", lambda found, spec: build_timm(found[1], spec)),
 }
 
 
@@ -34,10 +35,10 @@ def build_model(name: str, spec: InputSpec) -> nn.Module:
     Raises:
         ConfigError: no such network.
     """
-    for pattern, build in MODELS.items():
+    for pattern, build in MODELS.values():
         if found := re.fullmatch(pattern, name):
             return build(found, spec)
-    raise ConfigError(f"--teacher or --student: got {name!r}, accepted: cnn-W, resnetD, wrn-D-K or timm:NAME")
+    raise ConfigError(f"--teacher or --student: got {name!r}, accepted: {', '.join(MODELS)}")
 
 
 def count_parameters(model: nn.Module) -> int:
