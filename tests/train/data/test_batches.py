@@ -1,0 +1,66 @@
+from typing import Any
+
+import torch
+
+from cid.train.data import Batches, Preprocessing, Split
+
+
+def make_batches(count: int = 21, **options: Any) -> Batches:
+    images = torch.arange(count * 2 * 6 * 5, dtype=torch.int64).remainder(251).to(torch.uint8).view(count, 2, 6, 5)
+    settings = {"batch_size": 5, "pad": 2, "flip": True, "seed": 3, **options}
+    return Batches(Split(images, torch.arange(count)), Preprocessing(255.0, (0.1, 0.2), (0.5, 0.25)), **settings)
+
+
+def test_an_epoch_has_every_sample_once_and_is_a_function_of_seed_and_epoch() -> None:
+    batches = make_batches(23)
+    plan = batches.plan(4)
+    labels = torch.cat([batches.batch(plan, step)[1] for step in range(batches.steps)])
+    assert torch.equal(labels.sort().values, torch.arange(23))
+    torch.randn(3)  # the global state plays no role
+    again = make_batches(23)
+    for step in (4, 1):  # nor does the order
+        one, other = batches.batch(plan, step), again.batch(again.plan(4), step)
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.target, other.target)
+    assert not torch.equal(plan.order, batches.plan(5).order)
+    assert not torch.equal(plan.order, make_batches(23, seed=4).plan(4).order)
+
+
+def test_a_last_batch_of_one_is_left_out() -> None:
+    assert make_batches(21).steps == 4
+    assert make_batches(22).steps == 5
+
+
+def test_scoring_is_in_order_normalised_and_not_augmented() -> None:
+    batches = make_batches(7)
+    inputs = torch.cat([inputs for inputs, _ in batches.in_order()])
+    images = batches._split.images.double() / 255
+    mean, std = torch.tensor([0.1, 0.2]).view(-1, 1, 1), torch.tensor([0.5, 0.25]).view(-1, 1, 1)
+    torch.testing.assert_close(inputs.double(), (images - mean) / std, rtol=1e-5, atol=1e-6)
+
+
+def test_augmentation_varies() -> None:
+    rows, columns, flips = make_batches(200).plan(0).augmentation
+    assert rows.unique().tolist() == columns.unique().tolist() == [0, 1, 2, 3, 4]
+    assert 60 < int(flips.sum()) < 140
+    assert not make_batches(200, flip=False).plan(0).augmentation.flips.any()
+
+
+def by_label(batches: Batches, epoch: int) -> torch.Tensor:
+    """The inputs of an epoch, in the order of the samples."""
+    plan = batches.plan(epoch)
+    inputs, labels = zip(*(batches.batch(plan, step)[:2] for step in range(batches.steps)), strict=True)
+    return torch.cat(inputs)[torch.cat(labels).argsort()]
+
+
+def test_fixed_views_are_of_view_seed_view_and_sample_alone() -> None:
+    batches = make_batches(23, views=3)
+    views = [torch.cat(list(batches.in_view(number, range(23)))) for number in range(3)]
+    for epoch in range(7):  # whatever the run's seed, its batches and its order
+        assert torch.equal(by_label(make_batches(23, views=3, seed=epoch, batch_size=6), epoch), views[epoch % 3])
+    assert not torch.equal(views[0], views[1])
+    assert torch.equal(torch.cat(list(batches.in_view(1, range(4, 21)))), views[1][4:21])
+    assert not torch.equal(by_label(make_batches(23, views=3, view_seed=1), 0), views[0])
+    # The order is that of a run without fixed views, and new in each epoch.
+    assert torch.equal(batches.plan(3).order, make_batches(23).plan(3).order)
+    assert not torch.equal(batches.plan(3).order, batches.plan(0).order)
