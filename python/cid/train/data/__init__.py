@@ -1,6 +1,7 @@
 """Data sets as tensors in memory, and batches of them, augmented on the device.
 
-A data set is one file here and one line of `READERS`: its reader takes the configuration and returns `RawData`.
+A new data set is a file here, whose reader makes `RawData` of the configuration, a line of `READERS`, and a preset in
+`cid.train.config`.
 """
 
 from __future__ import annotations

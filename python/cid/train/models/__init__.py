@@ -1,6 +1,6 @@
 """Networks by name: a small CNN, the residual networks of CIFAR, wide ones, and timm's.
 
-A family is one file here and one line of `MODELS`.
+A new family is a file here, a line of `MODELS`, and a word in the help of `--teacher`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import nn
 
 from cid._errors import ConfigError
 from cid.train.models.cnn import build_cnn
-from cid.train.models.layers import InputSpec
 from cid.train.models.resnet import build_resnet
+from cid.train.models.spec import InputSpec
 from cid.train.models.timm import build_timm
 from cid.train.models.wide_resnet import build_wide_resnet
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from cid.train.models.layers import InputSpec, conv_norm, pool_and_classify
+from cid.train.models.layers import conv_norm, pool_and_classify
+from cid.train.models.spec import InputSpec
 
 
 def build_cnn(width: int, spec: InputSpec) -> nn.Module:

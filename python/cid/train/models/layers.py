@@ -1,20 +1,10 @@
-"""Layers that the families share, and what all networks read and yield."""
+"""Layers that the families share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import nn
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a network reads and yields."""
-
-    channels: int
-    size: tuple[int, int]
-    classes: int
 
 
 def conv_norm(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:

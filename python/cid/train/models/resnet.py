@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cid._errors import ConfigError
-from cid.train.models.layers import InputSpec, conv_norm, initialise, pool_and_classify, stages
+from cid.train.models.layers import conv_norm, initialise, pool_and_classify, stages
+from cid.train.models.spec import InputSpec
 
 
 class BasicBlock(nn.Module):

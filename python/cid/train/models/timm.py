@@ -7,7 +7,7 @@ import difflib
 from torch import nn
 
 from cid._errors import ConfigError
-from cid.train.models.layers import InputSpec
+from cid.train.models.spec import InputSpec
 
 
 def build_timm(name: str, spec: InputSpec) -> nn.Module:
