@@ -24,7 +24,7 @@ demo: .venv/.native ## Set up, then distil a digits classifier three ways and pr
 test: pytest cargo-test ## Set up, then run all tests, doctests included
 
 test-zoo: .venv/.native ## Distil a model of every family that timm, torchvision and Transformers have; takes minutes
-	python -m pytest -n auto --maxprocesses 4 --dist worksteal -m zoo tests/test_models.py
+	python -m pytest -n auto --maxprocesses 4 --dist worksteal -m zoo tests/integrations/test_zoo.py
 
 test-matrix: .venv/.native ## Run the tests as on other processors, with other draws, threads and the oldest PyTorch
 	python tools/matrix.py $(RUNS)

@@ -62,7 +62,7 @@ stage install 40 "$python" -m pip install --quiet --no-index --no-deps --no-comp
 export PYTHONPATH=$work/site:$PWD
 cid=("$python" -m cid.cli)
 if [ "$device" = cuda ]; then
-    tests=(tests/test_triton_*.py tests/test_gpu.py tests/test_vectors.py tests/test_compile.py)
+    tests=(tests/backends/triton tests/backends/test_vectors.py tests/backends/test_compile.py)
     goals=(bench --device cuda --no-chart)
     bound=(kd cross-entropy kd-reverse kd-js context-weights sample accumulate)
     # Another machine's versions may warn of what ours do not: that is no failure here.
@@ -76,7 +76,7 @@ if [ "$device" = cuda ]; then
 else # the same stages, as far as a CPU goes
     export TRITON_INTERPRET=1
     stage tests 150 "$python" -m pytest -q -n auto -p no:cacheprovider --tb=short -rfE --no-header -W default \
-        tests/test_gpu.py
+        tests/backends/triton/test_gpu.py
     stage goals 110 "${cid[@]}" bench --preset small --against eager --seconds 0.01 --no-chart --out "$(room)/goals.json"
     stage tiles 120 "$python" -m benches.tiles --seconds 0.01 --out "$(room)/tiles.json" "kd-forward short" class
     stage step 60 "$python" -m benches.step --batch 4 --student cnn-2 --teacher cnn-4 --seconds 0.01 --out "$(room)/step.json"

@@ -42,7 +42,7 @@ def run(code: str, *arguments: str, tier: str | None = None) -> subprocess.Compl
     if tier is not None:
         env["CID_SIMD"] = tier
     command = [sys.executable, "-c", code, *arguments]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[3]
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -76,7 +76,7 @@ def test_the_best_is_chosen() -> None:
 def test_a_forced_tier_passes(tier: str) -> None:
     if lacks(tier):
         pytest.skip(f"this CPU lacks {tier}")
-    tests = [f"tests/test_{name}.py" for name in ("vectors", "backends")]
+    tests = [f"tests/{name}.py" for name in ("backends/test_vectors", "functional/test_accuracy")]
     done = run(CHECKED, tier, "-q", "-n", "0", "-p", "no:cacheprovider", *tests, "-k", SELECTED, tier=tier)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert int(done.stdout.rpartition(" passed")[0].split()[-1]) > 80  # the selection still selects

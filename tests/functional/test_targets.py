@@ -15,7 +15,7 @@ from cid import functional as F
 from cid.backends import select
 from tests import draws
 from tests.cases import IGNORE, features, labels, logits
-from tests.test_backends import SIZES, real, types
+from tests.functional.test_accuracy import SIZES, real, types
 
 backends = pytest.mark.parametrize("backend", ["native", "reference"])
 SMOOTHINGS = [0.0, 0.1, 0.6, 1.0]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests import zoo
-from tests.zoo import HUGGING_FACE, TIMM, TORCHVISION, Model
+from tests.integrations import zoo
+from tests.integrations.zoo import HUGGING_FACE, TIMM, TORCHVISION, Model
 
-PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def distils(model: Model, build: Callable[[Model], nn.Module], x: Any) -> None:

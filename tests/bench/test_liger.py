@@ -38,4 +38,4 @@ def test_liger_has_the_same_terms() -> None:
     if importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("needs liger-kernel")
     # In a process of its own: it brings warnings and many modules.
-    subprocess.run([sys.executable, "-c", LIGER], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", LIGER], check=True, cwd=Path(__file__).parents[2])

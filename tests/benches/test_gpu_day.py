@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benches" / "gpu_day.sh"
+SCRIPT = Path(__file__).parents[2] / "benches" / "gpu_day.sh"
 pytestmark = pytest.mark.skipif(shutil.which("timeout") is None, reason="needs a shell with coreutils")
 
 # In place of Python: goes by the module that it is to run.
