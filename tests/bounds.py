@@ -54,6 +54,11 @@ def close(ours: Tensor, truth: Tensor, bound: Tensor | float = 0.0, name: str = 
         )
 
 
+def squared_error(ours: Tensor, truth: Tensor) -> float:
+    """The mean squared error, relative to the mean square."""
+    return float((ours.double() - truth).square().mean() / truth.square().mean().clamp(min=1e-300))
+
+
 def exponentials(x: Tensor) -> Tensor:
     """What `x - max x` of each row, its exponential, the sum of these and their share in it are good to: (B, 1).
 

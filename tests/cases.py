@@ -1,20 +1,37 @@
-"""Each loss as a function of named tensors, so that one test can run them all."""
+"""What the tests walk: each term, each kernel, each type, with inputs for all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from cid import functional as F
-from cid.backends import select
+from cid.backends import ops, select
 from cid.backends.options import KDOptions
 from tests import bounds, draws
 from tests.bounds import Bound
 
 IGNORE = -100
+SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 37, 129, 333]))
+HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
+TYPES = {"f32": torch.float32, "f64": torch.float64} | HALVES
+types = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+backends = pytest.mark.parametrize("backend", ["reference", "native"])
+
+
+def real(*dtypes: torch.dtype) -> torch.dtype:
+    """The type that these are computed in."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def wide(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
 @dataclass(frozen=True)
@@ -49,8 +66,22 @@ def labels(rows: int, classes: int) -> Tensor:
     return torch.where(draws.uniform(rows) < 1 / 6, IGNORE, target)
 
 
-def _cross_entropy(z: Tensor, y: Tensor, *, backend: str) -> Tensor:
-    return select(backend, z).cross_entropy(z, y, IGNORE)
+def shares(rows: int, classes: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Of two classes, as mixup makes them; of all classes; and about one row in six without any."""
+    y = [one_hot(torch.randint(classes, (rows,)), classes, torch.float64) for _ in range(2)]
+    part = torch.rand(rows, 1, dtype=torch.float64)
+    mixed = part * y[0] + (1 - part) * y[1]
+    mixed = torch.where(torch.rand(rows, 1) < 0.5, mixed, torch.rand(rows, classes).double().softmax(1))
+    return torch.where(torch.rand(rows, 1) < 1 / 6, 0.0, mixed).to(dtype)
+
+
+def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    return torch.where((y == IGNORE)[:, None], 0, nn.functional.one_hot(y.clamp(min=0), classes)).to(dtype)
+
+
+def cross_entropy(z: Tensor, y: Tensor, smoothing: float = 0.0, *, backend: str) -> Tensor:
+    """A term that has no function of its own."""
+    return select(backend, z).cross_entropy(z, y, IGNORE, smoothing)
 
 
 KD: dict[str, dict[str, Any]] = {
@@ -114,7 +145,7 @@ TERMS = {
         Term(
             "cross_entropy",
             lambda b, c, t: (logits(b, c, t), labels(b, c)),
-            _cross_entropy,
+            cross_entropy,
             partial(bounds.cross_entropy, ignore_index=IGNORE),
         ),
         Term(
@@ -125,3 +156,43 @@ TERMS = {
         ),
     )
 }
+terms = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
+FUSED = {name: term for name, term in TERMS.items() if name != "marginal"}
+"""The terms that a kernel computes whole: the marginal's product is PyTorch's."""
+fused_terms = pytest.mark.parametrize("term", FUSED.values(), ids=FUSED)
+
+KERNELS = tuple(ops.SCHEMAS)
+"""The names of all kernels, which those in Rust and in Triton share."""
+kernels = pytest.mark.parametrize("name", KERNELS)
+
+
+def kernel_arguments(
+    rows: int = 8,
+    classes: int = 5,
+    students: int = 6,
+    teachers: int = 7,
+    student: torch.dtype = torch.float32,
+    teacher: torch.dtype = torch.float32,
+) -> dict[str, tuple[Any, ...]]:
+    """Of each kernel arguments that it takes: its inputs, options, and outputs of zeros."""
+    f, s, a = (draws.normal(rows, n, dtype=student) for n in (students, classes, teachers))
+    t, q = (draws.normal(rows, n, dtype=teacher) for n in (teachers, classes))
+    y, soft, w = labels(rows, classes), draws.uniform(rows, classes).softmax(1), draws.uniform(rows)
+    loss, terms = torch.zeros(()), torch.zeros(4)
+    new, like = torch.zeros, torch.zeros_like
+    inputs, sums = new(rows, 2 * students, dtype=student), (new(classes, students), new(classes))
+    return {
+        "kd": (s, q, y, 4.0, "js", 0.5, IGNORE, True, loss, like(s)),
+        "cross_entropy": (s, y, IGNORE, loss, like(s)),
+        "soft_cross_entropy": (s, soft, loss, like(s)),
+        "sample": (a, t, True, loss, like(a)),
+        "class_": (f, t, y, IGNORE, loss, like(f)),
+        "softmax": (s, 4.0, like(s)),
+        "softmax_backward": (draws.normal(rows, classes, dtype=student), s.softmax(1), 4.0, like(s)),
+        "context_weights": (q, y, 4.0, IGNORE, new(rows)),
+        "soft_context_weights": (q, soft, 4.0, like(soft)),
+        "accumulate_context": (f, w, y, IGNORE, *sums),
+        "column_sums": (s, 2.0, new(classes, dtype=student)),
+        "cid_before": (f, s, t, q, y, 4.0, IGNORE, terms, like(s), like(f), inputs, like(s), *sums),
+        "cid_after": (a, t, s, y, IGNORE, 1.0, 10.0, 1.0, terms, loss, like(a), like(s)),
+    }

@@ -362,3 +362,26 @@ def test_a_layer_called_by_keyword() -> None:
     distiller = cid.Distiller(Model(), nn.Linear(4, 3), num_classes=3, beta=1.0, gamma=1.0)
     x = torch.randn(5, 4)
     torch.testing.assert_close(distiller(x), distiller.student_model(x))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("narrow", ["teacher", "student"])
+def test_a_distiller_of_models_of_two_types(half: torch.dtype, narrow: str) -> None:
+    """Each model gets the batch in its own type, and keeps its weights in it."""
+    student = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 5))
+    teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+    (teacher if narrow == "teacher" else student).to(half)
+    x, y = torch.randn(8, 20), torch.arange(8) % 5
+    x = x.to(half)  # so that the conversion between the two is exact
+    if narrow == "teacher":
+        x = x.float()
+    distiller = cid.Distiller(student, teacher, num_classes=5, beta=10.0, gamma=1.0, warmup_epochs=0)
+    out = distiller(x, y)
+    out.loss.backward()
+    assert out.loss.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in student.parameters())
+    with torch.no_grad():
+        features_of, logits_of = teacher[:2], teacher
+        own = x.to(next(teacher.parameters()).dtype)
+        again = distiller(x, y, teacher=(features_of(own), logits_of(own)))
+    assert torch.equal(again.loss, out.loss.detach())

@@ -1,13 +1,16 @@
 """The modules: what they hold, the schedule, and that their state survives whatever is done to modules."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as TF
+from torch import Tensor, nn
 
 import cid
 from cid import functional as F
+from tests.cases import backends
 
 B, C, DS, DT = 12, 4, 6, 10
 
@@ -106,36 +109,6 @@ def test_prediction_is_the_output_s_logits() -> None:
     loss = criterion(warmup_epochs=0)
     loss.bank.context.normal_()
     torch.testing.assert_close(loss.predict(f, s).detach(), loss(f, s, t, q, y).logits)
-
-
-def test_the_bank_turns() -> None:
-    bank = cid.ContextBank(3, 2, momentum=0.25)
-    q = torch.zeros(4, 3)
-    bank.update(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [9.0, 9.0]]), q, torch.tensor([0, 0, 1, -100]))
-    bank.epoch_end()
-    # A first context is taken whole; a class that was not seen keeps its row.
-    torch.testing.assert_close(bank.context, torch.tensor([[2.0, 3.0], [5.0, 6.0], [0.0, 0.0]]))
-    bank.update(torch.full((1, 2), 10.0), q[:1], torch.tensor([0]))
-    bank.epoch_end()
-    torch.testing.assert_close(bank.context, torch.tensor([[8.0, 8.25], [5.0, 6.0], [0.0, 0.0]]))
-    assert not bank.numerator.any()
-    assert not bank.denominator.any()
-
-
-def test_a_nan_shows_in_its_own_context_alone() -> None:
-    bank = cid.ContextBank(2, 2)
-    bank.update(torch.tensor([[1.0, torch.nan], [3.0, 4.0]]), torch.zeros(2, 2), torch.tensor([0, 1]))
-    bank.epoch_end()
-    assert bank.context[0].isnan().tolist() == [False, True]
-    assert bank.context[1].isfinite().all()
-
-
-def test_a_class_that_the_teacher_rules_out_keeps_its_row() -> None:
-    """Its weights are all 0, and 0/0 is no context."""
-    bank = cid.ContextBank(2, 2)
-    bank.update(torch.ones(1, 2), torch.tensor([[-torch.inf, 0.0]]), torch.tensor([0]))
-    bank.epoch_end()
-    assert not bank.context.any()
 
 
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
@@ -275,19 +248,6 @@ def test_counted_steps_survive(how: str, after: int) -> None:
     assert torch.equal(original.bank.context, other.bank.context)
 
 
-def test_a_bank_turns_by_its_updates() -> None:
-    bank = cid.ContextBank(2, 1, steps_per_turn=2)
-    seen = []
-    for value in (1.0, 3.0, 5.0, 7.0, 9.0):
-        bank.update(torch.full((1, 1), value), torch.zeros(1, 2), torch.tensor([1]))
-        bank.epoch_end()
-        seen.append(float(bank.context[1]))
-    assert seen == [0.0, 0.0, 2.0, 2.0, 6.0]
-    bank.turn()  # by hand: counting starts anew
-    assert float(bank.context[1]) == 9.0
-    assert int(bank.steps) == 0
-
-
 def test_a_refused_step_is_not_counted() -> None:
     f, s, t, q, y = batch()
     loss = criterion(warmup_epochs=0, steps_per_turn=2)
@@ -349,3 +309,34 @@ def test_errors_name_what_was_passed(name: str, shape: tuple[int, ...], warmup_e
     if name == "student_logits":  # two that agree, but are of another number of classes
         with pytest.raises(ValueError, match=r"^(student_logits|teacher_logits): got shape"):
             loss(inputs[0], torch.randn(B, C + 1), inputs[2], torch.randn(B, C + 1), target)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "0.1", None])
+def test_label_smoothing_is_checked(value: Any) -> None:
+    for make in (
+        lambda: criterion(label_smoothing=value),
+        lambda: cid.Distiller(
+            nn.Linear(3, 4), nn.Linear(3, 4), num_classes=4, beta=1.0, gamma=1.0, label_smoothing=value
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"^label_smoothing: got .*accepted: "):
+            make()
+    loss = criterion(warmup_epochs=0)
+    loss.label_smoothing = value
+    with pytest.raises((ValueError, TypeError), match=r"^label_smoothing: got .*accepted: "):
+        loss(*batch())
+
+
+@backends
+def test_modules_take_shares_and_smoothing(backend: str) -> None:
+    f, s, t, q, _ = batch()
+    y = torch.rand(B, C).softmax(1)
+    loss = criterion(label_smoothing=0.1, warmup_epochs=0, backend=backend)
+    loss.bank.context.normal_()
+    out = loss(f, s, t, q, y)
+    assert out.logits is not None
+    torch.testing.assert_close(out.ce, TF.cross_entropy(out.logits, y, label_smoothing=0.1))
+    other = cid.ContextBank(C, DS, backend=backend)
+    other.update(f, q, y)
+    torch.testing.assert_close(other.numerator, loss.bank.numerator)
+    torch.testing.assert_close(other.denominator, (y * torch.softmax(q / 4, 1)).sum(0))

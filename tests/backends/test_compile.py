@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import cid
 import cid.functional as F
-from cid.backends import ops
 from tests import bounds, draws
 from tests.cases import IGNORE
 
@@ -328,38 +327,3 @@ def test_inside_torch_func() -> None:
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
     _same(compiled(s), gradient(s))
     assert gradient(s).any()
-
-
-def _samples() -> dict[str, tuple[Any, ...]]:
-    """Arguments for every operator."""
-    x = {name: tensor.detach() for name, tensor in batch(8).items()}
-    f, s, a, t, q, y = x.values()
-    scalar, terms = torch.zeros(()), torch.zeros(4)
-    like = torch.zeros_like
-    pair, sums = torch.zeros(8, 2 * STUDENT), (torch.zeros(CLASSES, STUDENT), torch.zeros(CLASSES))
-    return {
-        "kd": (s, q, y, 4.0, "js", 0.5, IGNORE, True, scalar, like(s)),
-        "cross_entropy": (s, y, IGNORE, scalar, like(s)),
-        "soft_cross_entropy": (s, q.softmax(1), scalar, like(s)),
-        "sample": (a, t, True, scalar, like(a)),
-        "class_": (f, t, y, IGNORE, scalar, like(f)),
-        "softmax": (s, 4.0, like(s)),
-        "softmax_backward": (q, s.softmax(1), 4.0, like(s)),
-        "context_weights": (q, y, 4.0, IGNORE, torch.zeros(8)),
-        "soft_context_weights": (q, s.softmax(1), 4.0, like(q)),
-        "accumulate_context": (f, draws.uniform(8), y, IGNORE, *sums),
-        "column_sums": (s, 2.0, torch.zeros(CLASSES)),
-        "cid_before": (f, s, t, q, y, 4.0, IGNORE, terms, like(s), like(f), pair, like(s), *sums),
-        "cid_after": (a, t, s, y, IGNORE, 1.0, 10.0, 1.0, terms, scalar, like(a), like(s)),
-    }
-
-
-@pytest.mark.parametrize("name", ops.SCHEMAS)
-def test_opcheck(name: str) -> None:
-    draws.seed(0)
-    operator = getattr(torch.ops.cid, name).default
-    torch.library.opcheck(operator, _samples()[name])
-    without = tuple(None if argument.type.kind() == "OptionalType" else given for argument, given in zip(
-        operator._schema.arguments, _samples()[name], strict=True
-    ))  # fmt: skip
-    torch.library.opcheck(operator, without)

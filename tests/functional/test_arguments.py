@@ -5,60 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cid
 from cid import functional as F
-from cid.backends import native
-from tests import draws
+from tests.cases import IGNORE, backends
+from tests.functional.calls import CALLS, FS, C, D, M, Q, S, W, Y, call
 
-B, C, D = 6, 4, 9
-S, Q = draws.normal(B, C), draws.normal(B, C)
-FS, FT = draws.normal(B, D), draws.normal(B, D)
-Y = torch.arange(B) % C
-W, M = draws.uniform(B), draws.normal(C, D)
-HEAD, BIAS = draws.normal(C, 2 * D), draws.normal(C)
-
-CALLS: dict[str, dict[str, Any]] = {
-    "kd_loss": {"student_logits": S, "teacher_logits": Q, "target": Y},
-    "sample_loss": {"student_features": FS, "teacher_features": FT},
-    "class_loss": {"student_features": FS, "teacher_features": FT, "target": Y},
-    "context_weights": {"teacher_logits": Q, "target": Y},
-    "accumulate_context": {
-        "features": FS,
-        "weights": W,
-        "target": Y,
-        "numerator": torch.zeros(C, D),
-        "denominator": torch.zeros(C),
-    },
-    "marginal_context": {"student_logits": S, "context": M},
-    "interventional_logits": {"features": FS, "logits": S, "context": M, "weight": HEAD, "bias": BIAS},
-    "cid_loss": {
-        "student_features": FS,
-        "student_logits": S,
-        "teacher_features": FT,
-        "teacher_logits": Q,
-        "target": Y,
-        "adapter_weight": draws.normal(D, D),
-        "adapter_bias": draws.normal(D),
-        "head_weight": HEAD,
-        "head_bias": BIAS,
-        "context": M,
-        "beta": 1.0,
-        "gamma": 1.0,
-    },
-}
 # cid_loss hands its head to interventional_logits, which calls it by its own names.
 RENAMED = {
     ("cid_loss", "head_weight"): "weight",
     ("cid_loss", "head_bias"): "bias",
 }
-backends = pytest.mark.parametrize("backend", ["native", "reference"])
 TENSORS = [(name, a) for name, call in CALLS.items() for a, x in call.items() if isinstance(x, Tensor)]
-
-
-def call(name: str, backend: str | None = None, **changed: Any) -> Any:
-    return getattr(F, name)(**(CALLS[name] | changed), backend=backend)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -270,75 +229,10 @@ def test_degenerate_sizes(backend: str) -> None:
     assert F.class_loss(FS[:, :0], FS[:, :0], Y, backend=backend) == 0
 
 
-def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    meta: dict[str, Any] = {"student_logits": S.to("meta"), "teacher_logits": Q.to("meta"), "target": None}
-    with pytest.raises(ValueError, match=r"^backend: got 'cuda'; accepted: 'auto', 'native', 'triton', 'reference'"):
-        call("kd_loss", "cuda")
-    with pytest.raises(RuntimeError, match=r"'native' can't take this call: a tensor is on meta, accepted: cpu"):
-        call("kd_loss", "native", **meta)
-    monkeypatch.setattr("cid.backends._DEFAULT", "nativ")  # what CID_BACKEND was at import
-    with pytest.raises(ValueError, match=r"^CID_BACKEND: got 'nativ'"):
-        call("kd_loss")
-    monkeypatch.setattr("cid.backends._DEFAULT", "native")
-    with pytest.raises(RuntimeError, match="'native' can't take"):
-        call("kd_loss", **meta)
-    assert call("kd_loss", "reference", **meta).is_meta
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    for name in ("kd_loss", "sample_loss", "class_loss"):
-        half = {k: x.to(dtype) if x.is_floating_point() else x for k, x in CALLS[name].items()}
-        student = next(iter(half))
-        half[student] = half[student].requires_grad_()
-        loss = call(name, **half)
-        assert loss.dtype == torch.float32
-        (grad,) = torch.autograd.grad(loss, half[student])
-        assert grad.dtype == dtype
-        wide = {k: x.float() if x.is_floating_point() else x for k, x in half.items()}
-        assert torch.equal(loss, call(name, **wide))
-
-
-def test_autocast_is_computed_in_float32() -> None:
-    """As PyTorch's losses: layers in bfloat16, the loss of their outputs in float32."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = F.kd_loss(S.bfloat16(), Q)
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, F.kd_loss(S.bfloat16().float(), Q))
-        criterion = cid.CIDLoss(D, D, C, beta=1.0, gamma=1.0, warmup_epochs=0)
-        leaf = FS.clone().requires_grad_()
-        layer = nn.Linear(D, C)
-        out = criterion(leaf.bfloat16(), layer(leaf), FT, Q, Y)
-        out.loss.backward()
-        assert out.loss.dtype == torch.float32
-        assert leaf.grad is not None
-        assert criterion.bank.denominator.sum() > 0
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of PyTorch's own transforms
-def test_subclasses_and_transforms_fall_back() -> None:
-    """What the kernels can't read silently is left to the reference; asked for by name they say so."""
-
-    class Tagged(Tensor):
-        pass
-
-    tagged = S.as_subclass(Tagged)
-    torch.testing.assert_close(F.kd_loss(tagged, Q).as_subclass(Tensor), F.kd_loss(S, Q))
-    with pytest.raises(RuntimeError, match="Tagged"):
-        F.kd_loss(tagged, Q, backend="native")
-    grad = torch.func.grad(lambda s: F.kd_loss(s, Q))(S)
-    leaf = S.clone().requires_grad_()
-    F.kd_loss(leaf, Q).backward()
-    torch.testing.assert_close(grad, leaf.grad)
-    per_sample = torch.vmap(lambda s, q: F.kd_loss(s[None], q[None]))(S, Q)
-    torch.testing.assert_close(per_sample, F.kd_loss(S, Q, reduction="none"))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(S, torch.ones_like(S))
-        tangent = torch.autograd.forward_ad.unpack_dual(F.kd_loss(dual, Q)).tangent
-        assert tangent is not None
-        with pytest.raises(RuntimeError, match="forward-mode"):
-            F.kd_loss(dual, Q, backend="native")
-
-
-def test_refusal_names_the_device() -> None:
-    assert native.refusal([S.to("meta")]) == "a tensor is on meta, accepted: cpu"
+def test_what_is_no_float_is_refused_by_name() -> None:
+    s, q, y = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, IGNORE, 0])
+    for given in (q.long(), q.bool(), q.to(torch.complex64)):
+        with pytest.raises(TypeError, match=r"^teacher_logits: got torch.*accepted: torch.float32, torch.float64"):
+            F.kd_loss(s, given)
+        with pytest.raises(TypeError, match=r"^teacher_features: got torch.*accepted: torch.float32, torch.float64"):
+            F.class_loss(s, given, y)

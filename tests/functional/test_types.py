@@ -1,4 +1,4 @@
-"""Student and teacher each in a type of its own: computed as if converted up, gradients in the student's type."""
+"""Types: half precision is computed in float32, a mixture as if converted up; gradients are in the student's."""
 
 from typing import Any
 
@@ -9,19 +9,14 @@ from torch import Tensor, nn
 import cid
 from cid import functional as F
 from cid.backends import fused
-from tests.cases import IGNORE, TERMS, Term, features, labels, logits
+from tests.cases import TERMS, TYPES, Term, backends, features, labels, logits, real
+from tests.functional.calls import CALLS, FS, FT, C, D, Q, S, Y, call
 
-TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MIXTURES = [(student, teacher) for student in TYPES for teacher in TYPES if student != teacher]
+MIXTURES = [(student, teacher) for student in TYPES.values() for teacher in TYPES.values() if student != teacher]
 mixtures = pytest.mark.parametrize(("student", "teacher"), MIXTURES, ids=lambda x: str(x).removeprefix("torch."))
 halves = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-backends = pytest.mark.parametrize("backend", ["native", "reference"])
 TWO_SIDED = [TERMS[name] for name in ("kd", "kd_reverse", "kd_js", "kd_labelled", "sample", "class")]
 terms = pytest.mark.parametrize("term", TWO_SIDED, ids=lambda term: term.name)
-
-
-def widest(*dtypes: torch.dtype) -> torch.dtype:
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 @terms
@@ -33,7 +28,7 @@ def test_a_mixture_is_what_it_is_converted_up(
 ) -> None:
     """To the bit: conversion up is exact, and what is rounded is the gradient alone, once."""
     s, t, *rest = term.draw(*shape, torch.float64)
-    s, t, wide = s.to(student), t.to(teacher), widest(student, teacher)
+    s, t, wide = s.to(student), t.to(teacher), real(student, teacher)
     loss, grad = term.value_and_grad((s, t, *rest), backend)
     assert loss.dtype == wide
     assert grad.dtype == student
@@ -77,7 +72,7 @@ def whole(
     f, s, adapter_weight, adapter_bias, head_weight, head_bias = leaves = [
         x.detach().requires_grad_() for x in given_leaves
     ]
-    wide = widest(f.dtype)
+    wide = real(f.dtype)
     sums = torch.zeros(s.shape[1], f.shape[1], dtype=wide), torch.zeros(s.shape[1], dtype=wide)
     t, q = given
     out = F.cid_loss(
@@ -96,9 +91,9 @@ def whole(
 def test_the_whole_criterion(student: torch.dtype, teacher: torch.dtype, backend: str, warm: bool) -> None:
     leaves, given, y, context = draw(32, 24, 40, 10)
     leaves, given = [x.to(student) for x in leaves], [x.to(teacher) for x in given]
-    m = None if warm else context.to(widest(student))
+    m = None if warm else context.to(real(student))
     values, grads = whole(leaves, given, y, m, backend)
-    wide = widest(student, teacher)
+    wide = real(student, teacher)
     assert values[0].dtype == wide
     (f, s, *_), (t, q) = ([x.to(wide) for x in of] for of in (leaves, given))
     assert torch.equal(values[2], F.kd_loss(s, q, backend=backend))
@@ -138,58 +133,31 @@ def test_the_whole_criterion_beside_half_precision_is_one_node(
         assert torch.equal(mine, theirs)
 
 
-@backends
-@pytest.mark.parametrize("of", TYPES)
-@pytest.mark.parametrize("weighted", TYPES)
-def test_weights_are_added_in_the_type_of_the_sums(backend: str, of: torch.dtype, weighted: torch.dtype) -> None:
-    f, w, y = features(40, 9, of), torch.rand(40).to(weighted), labels(40, 3)
-    wide = widest(of)
-    results = []
-    for weights in (w, w.to(wide)):
-        sums = torch.zeros(3, 9, dtype=wide), torch.zeros(3, dtype=wide)
-        F.accumulate_context(f, weights, y, *sums, backend=backend)
-        results.append(sums)
-    for mine, theirs in zip(*results, strict=True):
-        assert torch.equal(mine, theirs)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    for name in ("kd_loss", "sample_loss", "class_loss"):
+        half = {k: x.to(dtype) if x.is_floating_point() else x for k, x in CALLS[name].items()}
+        student = next(iter(half))
+        half[student] = half[student].requires_grad_()
+        loss = call(name, **half)
+        assert loss.dtype == torch.float32
+        (grad,) = torch.autograd.grad(loss, half[student])
+        assert grad.dtype == dtype
+        wide = {k: x.float() if x.is_floating_point() else x for k, x in half.items()}
+        assert torch.equal(loss, call(name, **wide))
 
 
-@halves
-def test_the_bank_takes_a_teacher_of_another_type(half: torch.dtype) -> None:
-    f, q, y = features(40, 9, torch.float32), logits(40, 3, half), labels(40, 3)
-    banks = [cid.ContextBank(3, 9) for _ in range(2)]
-    for bank, given in zip(banks, (q, q.float()), strict=True):
-        bank.update(f, given, y)
-    assert torch.equal(banks[0].numerator, banks[1].numerator)
-    assert torch.equal(banks[0].denominator, banks[1].denominator)
-
-
-@halves
-@pytest.mark.parametrize("narrow", ["teacher", "student"])
-def test_a_distiller_of_models_of_two_types(half: torch.dtype, narrow: str) -> None:
-    """Each model gets the batch in its own type, and keeps its weights in it."""
-    student = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 5))
-    teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
-    (teacher if narrow == "teacher" else student).to(half)
-    x, y = torch.randn(8, 20), torch.arange(8) % 5
-    x = x.to(half)  # so that the conversion between the two is exact
-    if narrow == "teacher":
-        x = x.float()
-    distiller = cid.Distiller(student, teacher, num_classes=5, beta=10.0, gamma=1.0, warmup_epochs=0)
-    out = distiller(x, y)
-    out.loss.backward()
-    assert out.loss.dtype == torch.float32
-    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in student.parameters())
-    with torch.no_grad():
-        features_of, logits_of = teacher[:2], teacher
-        own = x.to(next(teacher.parameters()).dtype)
-        again = distiller(x, y, teacher=(features_of(own), logits_of(own)))
-    assert torch.equal(again.loss, out.loss.detach())
-
-
-def test_what_is_no_float_is_refused_by_name() -> None:
-    s, q, y = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, IGNORE, 0])
-    for given in (q.long(), q.bool(), q.to(torch.complex64)):
-        with pytest.raises(TypeError, match=r"^teacher_logits: got torch.*accepted: torch.float32, torch.float64"):
-            F.kd_loss(s, given)
-        with pytest.raises(TypeError, match=r"^teacher_features: got torch.*accepted: torch.float32, torch.float64"):
-            F.class_loss(s, given, y)
+def test_autocast_is_computed_in_float32() -> None:
+    """As PyTorch's losses: layers in bfloat16, the loss of their outputs in float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = F.kd_loss(S.bfloat16(), Q)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, F.kd_loss(S.bfloat16().float(), Q))
+        criterion = cid.CIDLoss(D, D, C, beta=1.0, gamma=1.0, warmup_epochs=0)
+        leaf = FS.clone().requires_grad_()
+        layer = nn.Linear(D, C)
+        out = criterion(leaf.bfloat16(), layer(leaf), FT, Q, Y)
+        out.loss.backward()
+        assert out.loss.dtype == torch.float32
+        assert leaf.grad is not None
+        assert criterion.bank.denominator.sum() > 0

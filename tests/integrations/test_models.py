@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as TF
 from torch import nn
 
 import cid
+from tests import draws
 
 B, C = 4, 7
 TIMM: dict[str, dict[str, Any]] = {
@@ -80,3 +82,28 @@ def test_no_framework_is_imported_unasked() -> None:
     code = "import sys, cid; print(sorted({'lightning', 'transformers', 'timm', 'accelerate'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_distiller_with_timms_mixup() -> None:
+    """In a loop: mixup, CutMix and smoothing by timm, which keeps shares in the type of its own."""
+    timm_data = pytest.importorskip("timm.data")
+    mixup = timm_data.Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
+    draws.seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    teacher = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    distiller = cid.Distiller(student, teacher, num_classes=5, beta=1.0, gamma=1.0, warmup_epochs=1)
+    optimizer = torch.optim.SGD(distiller.param_groups(weight_decay=0.0), lr=0.05)
+    images, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 5
+    for epoch in range(2):
+        for _ in range(2):
+            x, target = mixup(images.clone(), y)
+            assert target.shape == (8, 5)
+            out = distiller(x, target)
+            if epoch:
+                torch.testing.assert_close(out.ce, TF.cross_entropy(out.logits, target))
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+        distiller.epoch_end()
+    assert distiller.criterion.bank.context.isfinite().all()
+    assert (distiller.criterion.bank.context != 0).any(1).all()  # all classes have a share of each smoothed sample
