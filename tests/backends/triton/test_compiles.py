@@ -16,23 +16,15 @@ ALL = """
 import torch
 from benches.resources import compile_only
 from cid.backends.triton import kernels
+from tests.cases import KERNELS, kernel_arguments
 
 compile_only()
-dtype = torch.bfloat16
-rows, classes, students, teachers = 64, 1000, 512, 2048
-f, s, t, z = (torch.zeros(rows, n, dtype=dtype) for n in (students, classes, teachers, classes))
-y, x, terms = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, 2 * students, dtype=dtype), torch.zeros(4)
-numerator, denominator = torch.zeros(classes, students), torch.zeros(classes)
-kernels.cid_before(f, s, t, z, y, 4.0, -100, terms, s.clone(), f.clone(), x, s.clone(), numerator, denominator)
-kernels.cid_after(t, t.clone(), z, y, -100, 1.0, 1.0, 1.0, terms, torch.zeros(()), t.clone(), z.clone())
-kernels.column_sums(torch.zeros(600, classes, dtype=dtype), 1.0, torch.zeros(classes, dtype=dtype))
-kernels.scale(f, torch.ones(()))
-kernels.soft_cross_entropy(z, s.float(), torch.zeros(()), z.clone())
-kernels.soft_context_weights(z, s.float(), 4.0, torch.zeros(rows, classes))
-narrow = t, z
-f, s, t = f.float(), s.float(), t.float()  # a student in float32 beside a teacher in bfloat16
-kernels.cid_before(f, s, *narrow, y, 4.0, -100, terms, s.clone(), f.clone(), x.float(), s.clone(), None, None)
-kernels.cid_after(t, narrow[0], z.float(), s, -100, 1.0, 1.0, 1.0, terms, torch.zeros(()), t.clone(), s.clone())
+for student in (torch.bfloat16, torch.float32):  # beside a teacher in bfloat16
+    arguments = kernel_arguments(64, 1000, 512, 2048, student, torch.bfloat16)
+    for name in KERNELS:
+        getattr(kernels, name)(*arguments[name])
+kernels.column_sums(torch.zeros(600, 1000, dtype=torch.bfloat16), 1.0, torch.zeros(1000, dtype=torch.bfloat16))
+kernels.scale(torch.zeros(64, 512, dtype=torch.bfloat16), torch.ones(()))
 """
 ROWS = """
 import json, sys
