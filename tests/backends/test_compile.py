@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import cid
 import cid.functional as F
 from tests import bounds, draws
-from tests.cases import IGNORE
+from tests.cases import IGNORE, Term, terms
 
 CLASSES, STUDENT, TEACHER = 5, 6, 7
 Inputs = dict[str, Tensor]
@@ -115,6 +115,15 @@ def _agree(compiled: Callable[[Inputs], Tensor], eager: Callable[[Inputs], Tenso
     ours, truth = compiled(inputs), eager(inputs)
     _same(ours, truth)
     _same(_grads(inputs, ours), _grads(inputs, truth))
+
+
+@terms
+def test_terms(term: Term) -> None:
+    inputs = [x.requires_grad_(i == 0) for i, x in enumerate(term.draw(8, CLASSES, torch.float32))]
+    compiled = torch.compile(term.call, fullgraph=True, backend="aot_eager")
+    ours, truth = compiled(*inputs, backend="native").sum(), term.call(*inputs, backend="native").sum()
+    _same(ours, truth)
+    _same(torch.autograd.grad(ours, inputs[0]), torch.autograd.grad(truth, inputs[0]))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -20,6 +20,10 @@ RENAMED = {
 TENSORS = [(name, a) for name, call in CALLS.items() for a, x in call.items() if isinstance(x, Tensor)]
 
 
+def test_every_function_is_called() -> None:
+    assert CALLS.keys() == {name for name in F.__all__ if name.islower()}
+
+
 @pytest.mark.parametrize("name", CALLS)
 @backends
 def test_the_call_itself_is_fine(name: str, backend: str) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from cid import _native
-from cid.backends import ops
+from tests.cases import KERNELS
 
 if sys.platform != "linux" or platform.machine() != "x86_64":
     pytest.skip("reads the instructions and symbols of x86-64 Linux alone", allow_module_level=True)
@@ -263,7 +263,7 @@ def library() -> Library:
 def test_the_kernels_are_there(library: Library, tier: str) -> None:
     """What the other tests look through is not nothing: each kernel has a function and a loop, and some have `exp`."""
     functions = library.of(tier)
-    kernels = len(ops.SCHEMAS)
+    kernels = len(KERNELS)
     assert len(functions) >= kernels, library.compiler
     assert sum(len(function.loops) for function in functions) >= kernels, library.compiler
     for number in EXP:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cid.backends import reference
 from tests import bounds, draws
+from tests.cases import IGNORE
 from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
@@ -13,8 +14,6 @@ from cid.backends.triton import class_ as module
 from cid.backends.triton import tiles
 from cid.backends.triton.class_ import class_
 from cid.backends.triton.grouping import group
-
-IGNORE = -100
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,12 @@ from torch import Tensor
 
 from cid.backends import reference
 from tests import bounds, draws
+from tests.cases import IGNORE
 from tests.gpu import DEVICE
 
 pytest.importorskip("triton", reason="needs triton")
 from cid.backends.triton.context import accumulate_context
 from cid.backends.triton.grouping import group
-
-IGNORE = -100
 
 
 def draw(samples: int, columns: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
