@@ -199,10 +199,10 @@ def _places(loss: str) -> dict[str, tuple[int, ...]]:
 
 
 CASES = [
-    (kind, loss, place)
-    for kind in KINDS
+    (loss, place, kind)
     for loss in LOSSES
     for place, at in _places(loss).items()
+    for kind in KINDS
     if all(_there_is(kind, x) for i, x in enumerate(_given(loss)) if i in at)
 ]
 
@@ -214,8 +214,8 @@ def _outcome(call: Callable[..., Tensor], kind: Kind, inputs: list[Tensor], back
         return error
 
 
-@pytest.mark.parametrize(("kind", "loss", "place"), CASES)
-def test_never_another_number(kind: str, loss: str, place: str) -> None:
+@pytest.mark.parametrize(("loss", "place", "kind"), CASES)
+def test_never_another_number(loss: str, place: str, kind: str) -> None:
     """`auto` does as the reference does or says what it can't take, `native` is right or says so."""
     at = _places(loss)[place]
     usual = _given(loss)
