@@ -127,3 +127,24 @@ CONVOLUTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "flattened first": lambda c, x: c(x).flatten(2).mean(-1),
     "rectified": lambda c, x: F.relu(c(x), inplace=True).mean((2, 3)),
 }
+
+
+class Net(nn.Module):
+    """A classifier of five classes, whose forward is more than its layers in a row."""
+
+    def __init__(self, width: int, *, fails: bool = False, twice: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Linear(20, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.fc = nn.Linear(width, 5)
+        self.fails = fails
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.body(x)).relu()
+        if self.twice:
+            self.fc(h * 7)
+        out: Tensor = self.fc(h)
+        if self.fails:
+            raise RuntimeError("half-way")
+        return out
