@@ -13,36 +13,14 @@ import torch
 from torch import Tensor
 
 from cid import _native
-from cid.backends.fused import Fused, Kernels
-
-# Mutated arguments carry a letter each.
-SCHEMAS = {
-    "kd": "Tensor student_logits, Tensor teacher_logits, Tensor? target, float temperature, str divergence, float beta,"
-    " int ignore_index, bool mean, Tensor(a!) loss, Tensor(b!)? grad",
-    "cross_entropy": "Tensor logits, Tensor target, int ignore_index, Tensor(a!) loss, Tensor(b!)? grad",
-    "soft_cross_entropy": "Tensor logits, Tensor target, Tensor(a!) loss, Tensor(b!)? grad",
-    "sample": "Tensor student_features, Tensor teacher_features, bool mean, Tensor(a!) loss, Tensor(b!)? grad",
-    "class_": "Tensor student_features, Tensor teacher_features, Tensor target, int ignore_index,"
-    " Tensor(a!) loss, Tensor(b!)? grad",
-    "softmax": "Tensor logits, float temperature, Tensor(a!) out",
-    "softmax_backward": "Tensor grad_output, Tensor probabilities, float temperature, Tensor(a!) grad",
-    "context_weights": "Tensor teacher_logits, Tensor target, float temperature, int ignore_index, Tensor(a!) out",
-    "soft_context_weights": "Tensor teacher_logits, Tensor target, float temperature, Tensor(a!) out",
-    "accumulate_context": "Tensor features, Tensor weights, Tensor target, int ignore_index,"
-    " Tensor(a!) numerator, Tensor(b!) denominator",
-    "column_sums": "Tensor matrix, float factor, Tensor(a!) out",
-    "cid_before": "Tensor student_features, Tensor student_logits, Tensor teacher_features, Tensor teacher_logits,"
-    " Tensor target, float temperature, int ignore_index, Tensor(a!) terms, Tensor(b!)? kd_grad,"
-    " Tensor(c!)? class_grad, Tensor(d!)? inputs, Tensor(e!)? belief, Tensor(f!)? numerator, Tensor(g!)? denominator",
-    "cid_after": "Tensor adapted, Tensor teacher_features, Tensor? logits, Tensor target, int ignore_index,"
-    " float alpha, float beta, float gamma, Tensor(a!) terms, Tensor(b!) loss, Tensor(c!)? sample_grad,"
-    " Tensor(d!)? ce_grad",
-}
+from cid.backends import kernels
+from cid.backends.fused import Fused
+from cid.backends.kernels import Kernels
 
 
-def _define(name: str, schema: str) -> None:
+def _define(name: str) -> None:
     operator = f"cid::{name}"
-    torch.library.define(operator, f"({schema}) -> ()")
+    torch.library.define(operator, kernels.schema(name))
     torch.library.impl(operator, "CPU", getattr(_native, name))
     torch.library.impl(operator, "CUDA", _on_gpu(name))
     torch.library.register_fake(operator, _nothing)
@@ -61,8 +39,8 @@ def _nothing(*_: Any) -> None:
     """The outputs are the caller's, of the right shapes already."""
 
 
-for _name, _schema in SCHEMAS.items():
-    _define(_name, _schema)
+for _name in kernels.NAMES:
+    _define(_name)
 
 
 def _kernel(name: str) -> Callable[..., None]:
@@ -75,4 +53,4 @@ def _kernel(name: str) -> Callable[..., None]:
     return call
 
 
-backend = Fused(cast(Kernels, SimpleNamespace(**{name: _kernel(name) for name in SCHEMAS})))
+backend = Fused(cast(Kernels, SimpleNamespace(**{name: _kernel(name) for name in kernels.NAMES})))
