@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cid import functional as F
-from cid.backends import ops, select
+from cid.backends import select
+from cid.backends.kernels import NAMES
 from cid.backends.options import KDOptions
 from tests import bounds, draws
 from tests.bounds import Bound
@@ -161,7 +162,7 @@ FUSED = {name: term for name, term in TERMS.items() if name != "marginal"}
 """The terms that a kernel computes whole: the marginal's product is PyTorch's."""
 fused_terms = pytest.mark.parametrize("term", FUSED.values(), ids=FUSED)
 
-KERNELS = tuple(ops.SCHEMAS)
+KERNELS = NAMES
 """The names of all kernels, which those in Rust and in Triton share."""
 kernels = pytest.mark.parametrize("name", KERNELS)
 

@@ -38,7 +38,7 @@ def test_at_least_as_accurate_as_eager(
         for name in errors:
             with monkeypatch.context() as patch:
                 if name == "eager":  # the same formulas, in the type of the inputs
-                    patch.setattr(reference, "_wide", lambda *tensors: tensors)
+                    patch.setattr(reference, "_real", lambda *tensors: tensors)
                 value, grad = term.value_and_grad(inputs, "native" if name == "native" else "reference")
             errors[name] += bounds.squared_error(grad, truth[1]) / count
             if name == "native":

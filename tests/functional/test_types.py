@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import cid
 from cid import functional as F
 from cid.backends import fused
+from cid.backends.fused import criterion
 from tests.cases import FUSED, TYPES, Term, backends, features, labels, logits, real
 from tests.functional.calls import CALLS, FS, FT, C, D, Q, S, Y, call
 
@@ -46,13 +47,13 @@ def test_a_teacher_in_half_precision_is_not_copied(
     s, t, *rest = term.draw(9, 37, torch.float32)
     t = t.to(half)
     seen: list[int] = []
-    launch = fused._loss
+    launch = vars(fused)["loss_of"]
 
-    def spy(student: Tensor, shape: Any, kernel: Any, teacher: Tensor, *arguments: Any) -> Tensor:
+    def spy(student: Tensor, by_row: bool, kernel: Any, scale: Any, teacher: Tensor, *arguments: Any) -> Tensor:
         seen.append(teacher.data_ptr())
-        return launch(student, shape, kernel, teacher, *arguments)
+        return launch(student, by_row, kernel, scale, teacher, *arguments)
 
-    monkeypatch.setattr(fused, "_loss", spy)
+    monkeypatch.setattr(fused, "loss_of", spy)
     term.value_and_grad((s, t, *rest), "native")
     assert seen == [t.data_ptr()]
 
@@ -117,14 +118,14 @@ def test_the_whole_criterion_beside_half_precision_is_one_node(
     leaves, given = [x.float() for x in leaves], [x.to(half) for x in given]
     m = None if warm else context.float()
     nodes: list[str] = []
-    apply = fused._CID.apply
+    apply = criterion._CID.apply
 
     def spy(*arguments: Any) -> Any:
         outputs = apply(*arguments)
         nodes.append(type(outputs[0].grad_fn).__name__)
         return outputs
 
-    monkeypatch.setattr(fused._CID, "apply", spy)
+    monkeypatch.setattr(criterion._CID, "apply", spy)
     (values, grads), (expected, expected_grads) = (
         whole(leaves, of, y, m) for of in (given, [x.float() for x in given])
     )

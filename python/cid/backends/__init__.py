@@ -7,67 +7,15 @@ autograd nodes, `fused`; torch.compile sees them as the operators of `ops`.
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cid.backends import native, ops, reference, triton
-from cid.backends.fused import Fused, dense, real, takes_beside
-from cid.backends.options import CIDInputs, CIDOptions, KDOptions
+from cid.backends.backend import Backend
+from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "CIDInputs",
-    "CIDOptions",
-    "Fused",
-    "KDOptions",
-    "dense",
-    "real",
-    "select",
-    "self_checking",
-    "self_checking_whole",
-    "takes_beside",
-]
-
-
-class Backend(Protocol):
-    """What a backend computes. The arguments have been checked, and are passed by position."""
-
-    def kd_loss(
-        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions, /
-    ) -> Tensor: ...
-
-    def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str, /) -> Tensor: ...
-
-    def class_loss(
-        self, student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int, /
-    ) -> Tensor: ...
-
-    def cross_entropy(
-        self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0, /
-    ) -> Tensor: ...
-
-    def context_weights(
-        self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, /
-    ) -> Tensor: ...
-
-    def accumulate_context(
-        self,
-        features: Tensor,
-        weights: Tensor,
-        target: Tensor,
-        ignore_index: int,
-        numerator: Tensor,
-        denominator: Tensor,
-        /,
-    ) -> None: ...
-
-    def marginal_context(
-        self, student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool, /
-    ) -> Tensor: ...
-
+__all__ = ["BACKENDS", "Backend", "checking", "checking_cid_loss", "select"]
 
 BACKENDS = ("native", "triton", "reference")
 
@@ -75,18 +23,19 @@ BACKENDS = ("native", "triton", "reference")
 _DEFAULT = os.environ.get("CID_BACKEND") or "auto"
 
 
-def self_checking(backend: str | None, *tensors: object) -> Backend | None:
-    """The backend for these float tensors, if it is one that checks all arguments by itself.
+def checking(backend: str | None, *tensors: object, rank: int | None = 2) -> Backend | None:
+    """The backend whose kernels read these tensors as they lie in memory, and check their sizes by themselves.
 
-    None sends the caller through its own checks and `select`: the careful way, for any other backend, for tensors that
-    are empty, of several types or of unusual kinds, and for what is not a tensor at all.
+    None, which sends the caller through its own checks and `select`, if that is another backend, or if not all are
+    tensors of one float type, on the CPU, with elements, of `rank` dimensions and of no unusual kind: the objects may
+    be anything.
     """
-    return native.backend if (backend or _DEFAULT) in ("auto", "native") and native.takes(*tensors) else None
+    return native.backend if (backend or _DEFAULT) in ("auto", "native") and native.takes(tensors, rank) else None
 
 
-def self_checking_whole(backend: str | None, inputs: CIDInputs, options: CIDOptions) -> Fused | None:
-    """Likewise for the whole criterion, whatever its arguments are."""
-    return native.backend if (backend or _DEFAULT) in ("auto", "native") and native.fits(inputs, options) else None
+def checking_cid_loss(backend: str | None, inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
+    """The criterion by a backend that has checked all arguments by itself; None as of `checking`."""
+    return native.cid_loss(inputs, options) if (backend or _DEFAULT) in ("auto", "native") else None
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:
@@ -100,7 +49,7 @@ def select(backend: str | None, *tensors: Tensor) -> Backend:
     if name == "auto":
         name = "triton" if tensors[0].is_cuda else "native"
         if _refusal(name, tensors):
-            return reference
+            name = "reference"
     elif name not in BACKENDS:
         source = "backend" if backend else "CID_BACKEND"
         raise ValueError(f"{source}: got {name!r}; accepted: 'auto', {', '.join(map(repr, BACKENDS))}")

@@ -15,8 +15,8 @@ class Kernels(Protocol):
     """The kernels of a backend: plain functions over dense tensors.
 
     Float tensors of one call share one type, float32, float64, bfloat16 or float16 (Triton: not float64), and are
-    contiguous; a teacher's may be bfloat16 or float16 beside a student's in float32. Labels are int64. Losses, shares of
-    classes, context weights and the sums of the context bank are float32 where the type is a half-precision one.
+    contiguous; a teacher's may be bfloat16 or float16 beside a student's in float32. Labels are int64. Losses, shares
+    of classes, context weights and the sums of the context bank are float32 where the type is a half-precision one.
 
     Results are written in place, into tensors that never overlap an input or each other. A `loss` of shape () receives
     the sum of the rows' losses or, where `mean` is true, their mean over the rows that count; one of shape (B,) each
@@ -137,12 +137,8 @@ class Kernels(Protocol):
         The target of ce may be shares, as of `soft_cross_entropy`.
         """
 
-    def scale(self, grad: Tensor, factor: Tensor) -> None:
-        """`grad *= factor`, for a factor of shape () on the device, which nobody waits for."""
 
-
-NAMES = tuple(name for name in vars(Kernels) if not name.startswith("_") and name != "scale")
-"""The kernels that are compiled and that `torch.compile` sees; `scale` is part of a backward, which is not traced."""
+NAMES = tuple(name for name in vars(Kernels) if not name.startswith("_"))
 
 _WRITTEN = frozenset(
     ("loss", "grad", "out", "numerator", "denominator", "terms", "kd_grad", "class_grad", "inputs", "belief",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cid import _checks, _native
-from cid.backends import fused
-from cid.backends.options import CIDInputs, CIDOptions
+from cid.backends.fused import Fused, tensors
+from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 
 
 def _join_torch_threads() -> None:
@@ -35,32 +35,40 @@ def _join_torch_threads() -> None:
 _join_torch_threads()
 
 
-def refusal(tensors: Iterable[Tensor]) -> str | None:
+backend = Fused(_native)
+
+
+def refusal(found: Iterable[Tensor]) -> str | None:
     """Why these tensors can't be taken, or None if they can."""
-    return fused.refusal(tensors, "cpu", _checks.FLOATS)
+    return tensors.refusal(found, "cpu", _checks.FLOATS)
 
 
-def takes(*tensors: object) -> bool:
-    """Whether these are float tensors that the kernels can read as they are, and may."""
-    return not torch.compiler.is_compiling() and fused.transform() is None and _native.plain(*tensors)
+def takes(found: tuple[object, ...], rank: int | None) -> bool:
+    """Whether these are float tensors, of so many dimensions if that is given, that the kernels can read, and may."""
+    if torch.compiler.is_compiling() or tensors.transform() is not None or not _native.plain(*found):
+        return False
+    for tensor in cast(tuple[Tensor, ...], found) if rank is not None else ():  # noqa: SIM110  # `all` takes twice as long
+        if tensor.ndim != rank:
+            return False
+    return True
 
 
-def fits(inputs: CIDInputs, options: CIDOptions) -> bool:
-    """Whether `Fused.cid_loss` can take these arguments, whatever they are: all is well that its kernels do not check.
+def cid_loss(inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
+    """The criterion, of whatever the arguments are: None where anything is not as the kernels and products take it.
 
     Not float16, of whose gradients, written in the forward, too much would be lost before a `GradScaler`'s factor could
     save it; nor under autocast.
     """
-    if torch.compiler.is_compiling() or fused.transform() is not None or torch.is_autocast_enabled("cpu"):
-        return False
-    factors, context_sums = (options.alpha, options.beta, options.gamma), inputs.context_sums
-    return (
-        _native.cid_fits(*inputs[:10], factors, options.temperature, options.ignore_index)
+    if torch.compiler.is_compiling() or tensors.transform() is not None or torch.is_autocast_enabled("cpu"):
+        return None
+    alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing = options
+    context_sums = inputs.context_sums
+    fits = (
+        _native.cid_fits(*inputs[:-1], (alpha, beta, gamma), temperature, ignore_index)
+        and not differentiable_context
         and inputs.student_features.dtype != torch.float16
-        and type(options.label_smoothing) is float
-        and 0.0 <= options.label_smoothing <= 1.0
+        and type(label_smoothing) is float
+        and 0.0 <= label_smoothing <= 1.0
         and (context_sums is None or not any(x.requires_grad or x.is_neg() for x in context_sums))
     )
-
-
-backend = fused.Fused(_native)
+    return backend.cid_loss_as_one(inputs, options) if fits else None

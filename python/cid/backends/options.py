@@ -1,4 +1,4 @@
-"""What a formula hands to a backend as one."""
+"""What a formula hands to a backend as one, and what comes back as one."""
 
 from typing import NamedTuple
 
@@ -38,5 +38,23 @@ class CIDOptions(NamedTuple):
     beta: float
     gamma: float
     temperature: float
+    differentiable_context: bool
     ignore_index: int
     label_smoothing: float
+
+
+class CIDOutput(NamedTuple):
+    """What a step of `cid_loss` yields. `loss` alone carries gradients."""
+
+    loss: Tensor
+    """The weighted total, a scalar."""
+    ce: Tensor
+    """Cross-entropy of the interventional logits, detached; 0 in warm-up."""
+    kd: Tensor
+    """Divergence of the softened logits, detached."""
+    sample: Tensor
+    """Distance of the sample representations, detached."""
+    class_: Tensor
+    """Distance of the class representations, detached."""
+    logits: Tensor | None
+    """The interventional logits z, (B, C), detached; None in warm-up."""

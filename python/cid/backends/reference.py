@@ -6,18 +6,21 @@ Nothing here waits for the device. Callers have checked the arguments, but for t
 """
 
 import math
+import sys
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cid.backends import targets
-from cid.backends.options import KDOptions
+from cid.backends import composed, targets
+from cid.backends.backend import Backend
+from cid.backends.options import CIDInputs, CIDOptions, CIDOutput, KDOptions
 
 NORM_FLOOR = 1e-12  # as `torch.nn.functional.normalize`
 
 
-def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _real(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the type that a formula of them is computed in."""
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     return tuple(x.to(dtype) for x in tensors)
@@ -32,7 +35,7 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions) -> Tensor:
     """`T^2` times a divergence between `P = softmax(s/T)` and `Q = softmax(q/T)`, with `0 log 0 = 0`."""
     labelled = None if target is None else targets.labelled(target, student_logits.shape[1], options.ignore_index)
-    student, teacher = (x / options.temperature for x in _wide(student_logits, teacher_logits.detach()))
+    student, teacher = (x / options.temperature for x in _real(student_logits, teacher_logits.detach()))
     if labelled is not None:  # a row that counts nothing may hold anything, which 0 * NaN would not leave out
         student, teacher = (torch.where(labelled[:, None], x, 0.0) for x in (student, teacher))
     log_p, log_q = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
@@ -64,7 +67,7 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
     """`||s - t||^2 / ||t||^2` of each row; a teacher's row of zeros has no scale to compare with and counts 0."""
-    student, teacher = _wide(student_features, teacher_features.detach())
+    student, teacher = _real(student_features, teacher_features.detach())
     norm = teacher.norm(dim=1, keepdim=True)
     safe = torch.where(norm == 0, 1.0, norm)
     # Divided before squaring: a ratio of norms neither overflows nor underflows where the squares would.
@@ -81,7 +84,7 @@ def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tenso
     # An unlabelled row may hold anything, which 0 * NaN would let into the gradients of the others.
     student, teacher = (
         F.normalize(torch.where(labelled[:, None], x, 0.0), dim=1, eps=NORM_FLOOR)
-        for x in _wide(student_features, teacher_features.detach())
+        for x in _real(student_features, teacher_features.detach())
     )
     difference = torch.where(same & paired[:, None], teacher @ teacher.T - student @ student.T, 0.0)
     weight = torch.where(paired, 1.0 / count.clamp(min=1).to(difference.dtype), 0.0)
@@ -95,25 +98,23 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, label_smoot
     Label smoothing mixes `1 / C` of each class into `y`.
     """
     labelled = targets.labelled(target, logits.shape[1], ignore_index)
-    (wide,) = _wide(logits)
+    (z,) = _real(logits)
     if target.is_floating_point():
-        shares = (1.0 - label_smoothing) * target.detach().to(wide.dtype) + label_smoothing / logits.shape[1]
-        log_p = F.log_softmax(torch.where(labelled[:, None], wide, 0.0), dim=1)
+        shares = (1.0 - label_smoothing) * target.detach().to(z.dtype) + label_smoothing / logits.shape[1]
+        log_p = F.log_softmax(torch.where(labelled[:, None], z, 0.0), dim=1)
         # A class without a share adds nothing, even where its logarithm is -inf.
         rows = -(shares * torch.where(shares == 0, 0.0, log_p)).sum(1)
         total = torch.where(labelled, rows, 0.0).sum()
     else:
-        total = F.cross_entropy(
-            wide, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
-        )
+        total = F.cross_entropy(z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum")
     return total / labelled.sum().clamp(min=1)
 
 
 def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
     """`softmax(q/T)[y]`, 0 for an ignored sample, or `y_k softmax(q/T)_k`: like a loss, never in half precision."""
     labelled = targets.labelled(target, teacher_logits.shape[1], ignore_index)
-    (wide,) = _wide(teacher_logits.detach())
-    belief = torch.softmax(wide / temperature, dim=1)
+    (q,) = _real(teacher_logits.detach())
+    belief = torch.softmax(q / temperature, dim=1)
     if target.is_floating_point():
         shares = target.detach().to(belief.dtype)
         return torch.where(shares == 0, 0.0, shares * belief)
@@ -122,7 +123,7 @@ def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, 
 
 
 def accumulate_context(
-    features: Tensor, weights: Tensor, target: Tensor, ignore_index: int, numerator: Tensor, denominator: Tensor
+    features: Tensor, weights: Tensor, target: Tensor, numerator: Tensor, denominator: Tensor, ignore_index: int
 ) -> None:
     """`numerator[y] += w f` and `denominator[y] += w`, or to each class k its `w_k f` and `w_k`.
 
@@ -144,5 +145,10 @@ def accumulate_context(
 def marginal_context(student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool) -> Tensor:
     """`m = softmax(s/T) M`, in the type of the logits."""
     logits = student_logits if differentiable else student_logits.detach()
-    wide, context = _wide(logits, context.detach())
-    return (torch.softmax(wide / temperature, dim=1) @ context).to(student_logits.dtype)
+    s, context = _real(logits, context.detach())
+    return (torch.softmax(s / temperature, dim=1) @ context).to(student_logits.dtype)
+
+
+def cid_loss(inputs: CIDInputs, options: CIDOptions) -> CIDOutput:
+    """The sum of these terms: see `cid.backends.composed`."""
+    return composed.cid_loss(cast(Backend, sys.modules[__name__]), inputs, options)

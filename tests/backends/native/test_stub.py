@@ -1,26 +1,33 @@
-"""The stub of the compiled module says what the module has."""
+"""Every layer has the kernels that `cid.backends.kernels` lists, with the same arguments under the same names."""
 
-import ast
 import inspect
-from pathlib import Path
+
+import pytest
 
 import cid
 from cid import _native
+from cid.backends import kernels
+
+triton = pytest.importorskip("cid.backends.triton.kernels")
 
 
-def test_the_stub_matches_the_module() -> None:
-    stub = ast.parse((Path(cid.__file__).parent / "_native.pyi").read_text())
-    declared = {
-        f.name: [a.arg for a in (*f.args.args, *filter(None, [f.args.vararg]))]
-        for f in stub.body
-        if isinstance(f, ast.FunctionDef)
-    }
-    built = {
-        name: list(inspect.signature(function).parameters)
-        for name, function in vars(_native).items()
-        if callable(function) and not name.startswith("_")
-    }
-    assert built == declared
+def arguments(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", kernels.NAMES)
+def test_a_kernel_has_the_same_arguments_everywhere(name: str) -> None:
+    expected = list(kernels.signature(name).parameters)
+    assert arguments(getattr(_native, name)) == expected
+    # One that others call as well may take what they know already.
+    assert arguments(getattr(triton, name))[: len(expected)] == expected
+
+
+def test_no_layer_has_others() -> None:
+    own = {"build_info", "use_torch_threads", "run_serially", "plain", "cid_fits"}
+    built = {name for name, function in vars(_native).items() if callable(function) and not name.startswith("_")}
+    assert built == {*kernels.NAMES} | own
+    assert {*triton.__all__} == {*kernels.NAMES, "scale"}
 
 
 def test_build_info() -> None:

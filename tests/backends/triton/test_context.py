@@ -27,7 +27,7 @@ def draw(samples: int, columns: int, classes: int) -> tuple[Tensor, Tensor, Tens
 def truth(features: Tensor, weights: Tensor, target: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
     expected = [x.double() for x in sums]
     target = torch.where((target < 0) | (target >= len(sums[1])), IGNORE, target)
-    reference.accumulate_context(features.double(), weights.double(), target, IGNORE, expected[0], expected[1])
+    reference.accumulate_context(features.double(), weights.double(), target, expected[0], expected[1], IGNORE)
     return tuple(expected)
 
 

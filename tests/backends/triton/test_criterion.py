@@ -61,7 +61,7 @@ def test_before(rows: int, classes: int, students: int, teachers: int, dtype: to
     assert (inputs[:, students:] == 7).all()
     before = torch.ones(classes, students, dtype=torch.float64), torch.ones(classes, dtype=torch.float64)
     sums, weights = tuple(x.clone() for x in before), reference.context_weights(q, y, T, IGNORE)
-    reference.accumulate_context(f.detach(), weights, y, IGNORE, *sums)
+    reference.accumulate_context(f.detach(), weights, y, sums[0], sums[1], IGNORE)
     part = bounds.growth(rows) + float(bounds.exponentials(q / T).max())  # of the weights
     for ours, truth, bound in zip(
         (numerator, denominator), sums, bounds.contexts(f.detach(), weights, y, before, part), strict=True

@@ -9,12 +9,12 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from cid.backends import fused
+from cid.backends.fused import Fused
+from cid.backends.fused import tensors as taken
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Asked once, not at each call.
@@ -29,12 +29,12 @@ def refusal(tensors: Iterable[Tensor]) -> str | None:
         return "the package triton is not installed"
     if _INTERPRETED and torch.compiler.is_compiling():
         return "Triton's interpreter can't be traced"
-    return fused.refusal(tensors, "cpu" if _INTERPRETED else "cuda", _TYPES)
+    return taken.refusal(tensors, "cpu" if _INTERPRETED else "cuda", _TYPES)
 
 
 @functools.cache
-def backend() -> fused.Fused:
+def backend() -> Fused:
     """The backend; imports Triton."""
     from cid.backends.triton import kernels
 
-    return fused.Fused(cast(fused.Kernels, kernels))
+    return Fused(kernels, kernels.scale)

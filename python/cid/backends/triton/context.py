@@ -6,7 +6,66 @@ from torch import Tensor
 
 from cid.backends.triton import tiles
 from cid.backends.triton.grouping import Groups, group
-from cid.backends.triton.rows import launch
+from cid.backends.triton.rows import labels_of, launch, launch_rows, load, rows_here, store, tile_at
+from cid.backends.triton.softmax import belief_in, softmax_of, statistics
+
+
+@triton.jit(do_not_specialize=["ignore_index", "rows"])
+def _context_weights(
+    logits_ptr,
+    target_ptr,
+    out_ptr,
+    per_temperature,
+    ignore_index,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = rows_here(ROWS)
+    label, labelled = labels_of(target_ptr, row, rows, ignore_index, COLUMNS)
+    largest, total = statistics(logits_ptr, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
+    weight = belief_in(logits_ptr, row, label, labelled, largest, total, per_temperature, COLUMNS)
+    tl.store(out_ptr + row, weight, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _soft_context_weights(
+    logits_ptr,
+    shares_ptr,
+    out_ptr,
+    per_temperature,
+    rows,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = rows_here(ROWS)
+    largest, total = statistics(logits_ptr, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
+    for start in range(0, COLUMNS, BLOCK):
+        at = tile_at(row, rows, start, COLUMNS, BLOCK)
+        share = load(shares_ptr, at, 0.0)
+        belief = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, per_temperature)
+        store(out_ptr, at, tl.where(share == 0.0, 0.0, share * belief))
+
+
+def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
+    """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
+    numbers = 1.0 / temperature, ignore_index
+    launch_rows(_context_weights, "context-weights", *teacher_logits.shape, teacher_logits, target, out, *numbers)
+
+
+def soft_context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, out: Tensor) -> None:
+    """`y_ik softmax(q_i / T)_k`, 0 where `y_ik` is."""
+    launch_rows(
+        _soft_context_weights,
+        "soft-context-weights",
+        *teacher_logits.shape,
+        teacher_logits,
+        target,
+        out,
+        1.0 / temperature,
+    )
 
 
 def accumulate_context(

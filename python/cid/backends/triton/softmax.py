@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cid.backends.triton.rows import labels_of, launch_rows, load, rows_here, store, tile_at
+from cid.backends.triton.rows import launch_rows, load, rows_here, store, tile_at
 
 
 @triton.jit
@@ -79,45 +79,6 @@ def _softmax_backward(
         store(grad_ptr, at, through * per_temperature)
 
 
-@triton.jit(do_not_specialize=["ignore_index", "rows"])
-def _context_weights(
-    logits_ptr,
-    target_ptr,
-    out_ptr,
-    per_temperature,
-    ignore_index,
-    rows,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = rows_here(ROWS)
-    label, labelled = labels_of(target_ptr, row, rows, ignore_index, COLUMNS)
-    largest, total = statistics(logits_ptr, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
-    weight = belief_in(logits_ptr, row, label, labelled, largest, total, per_temperature, COLUMNS)
-    tl.store(out_ptr + row, weight, mask=row < rows)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _soft_context_weights(
-    logits_ptr,
-    shares_ptr,
-    out_ptr,
-    per_temperature,
-    rows,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = rows_here(ROWS)
-    largest, total = statistics(logits_ptr, row, rows, per_temperature, None, COLUMNS, ROWS, BLOCK)
-    for start in range(0, COLUMNS, BLOCK):
-        at = tile_at(row, rows, start, COLUMNS, BLOCK)
-        share = load(shares_ptr, at, 0.0)
-        belief = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, per_temperature)
-        store(out_ptr, at, tl.where(share == 0.0, 0.0, share * belief))
-
-
 def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
     """`softmax(s_i / T)` of each row."""
     launch_rows(_softmax, "softmax", *logits.shape, logits, out, 1.0 / temperature)
@@ -126,22 +87,3 @@ def softmax(logits: Tensor, temperature: float, out: Tensor) -> None:
 def softmax_backward(grad_output: Tensor, probabilities: Tensor, temperature: float, grad: Tensor) -> None:
     """`P (g - sum_k P_k g_k) / T` of each row: the derivative through `softmax`."""
     launch_rows(_softmax_backward, "softmax-backward", *grad.shape, grad_output, probabilities, grad, 1.0 / temperature)
-
-
-def context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int, out: Tensor) -> None:
-    """`softmax(q_i / T)[y_i]` of each row, 0 for an ignored one."""
-    numbers = 1.0 / temperature, ignore_index
-    launch_rows(_context_weights, "context-weights", *teacher_logits.shape, teacher_logits, target, out, *numbers)
-
-
-def soft_context_weights(teacher_logits: Tensor, target: Tensor, temperature: float, out: Tensor) -> None:
-    """`y_ik softmax(q_i / T)_k`, 0 where `y_ik` is."""
-    launch_rows(
-        _soft_context_weights,
-        "soft-context-weights",
-        *teacher_logits.shape,
-        teacher_logits,
-        target,
-        out,
-        1.0 / temperature,
-    )

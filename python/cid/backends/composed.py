@@ -1,0 +1,58 @@
+"""What is made of a backend's terms, by PyTorch's own operations beside them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cid.backends import autocast
+from cid.backends.backend import Backend
+from cid.backends.options import CIDInputs, CIDOptions, CIDOutput, KDOptions
+from cid.backends.targets import majority
+
+
+def interventional_logits(
+    terms: Backend,
+    features: Tensor,
+    logits: Tensor,
+    context: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    temperature: float,
+    differentiable: bool,
+) -> Tensor:
+    """`z = W_1 f + W_2 m + b`."""
+    dim = features.shape[1]
+    marginal = terms.marginal_context(logits, context, temperature, differentiable)
+    return F.linear(features, weight[:, :dim], bias) + F.linear(marginal, weight[:, dim:])
+
+
+def cid_loss(terms: Backend, inputs: CIDInputs, options: CIDOptions) -> CIDOutput:
+    """`alpha (ce + kd) + beta sample + gamma class`."""
+    alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing = options
+    f, s, t, q, target, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
+    kd = terms.kd_loss(s, q, None, KDOptions(temperature, "forward", 0.5, ignore_index, "batchmean"))
+    # Autocast makes half precision of a product, whatever goes in.
+    (adapted,) = autocast.widened(F.linear(f, adapter_weight, adapter_bias))
+    sample = terms.sample_loss(adapted, t, "mean")
+    class_ = terms.class_loss(f, t, *majority(target, ignore_index))
+    logits, ce = None, torch.zeros_like(kd)
+    if context is not None:
+        logits = interventional_logits(
+            terms, f, s, context, head_weight, head_bias, temperature, differentiable_context
+        )
+        (z,) = autocast.widened(logits)
+        ce = terms.cross_entropy(z, target, ignore_index, label_smoothing)
+    if context_sums is not None:
+        with torch.no_grad():
+            q = q.double() if f.dtype == torch.float64 else q  # the sums are one term, of both
+            weights = terms.context_weights(q, target, temperature, ignore_index)
+            terms.accumulate_context(f, weights, target, *context_sums, ignore_index)
+    loss = alpha * (ce + kd) + beta * sample + gamma * class_
+    return CIDOutput(
+        loss,
+        ce=ce.detach(),
+        kd=kd.detach(),
+        sample=sample.detach(),
+        class_=class_.detach(),
+        logits=None if logits is None else logits.detach(),
+    )

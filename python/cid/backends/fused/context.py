@@ -1,0 +1,58 @@
+"""The contexts by kernels: the weights, the sums of the bank, and the student's mixture of them."""
+
+import torch
+from torch import Tensor
+
+from cid import _checks
+from cid.backends import reference
+from cid.backends.fused.softmax import softmax
+from cid.backends.fused.tensors import dense, real
+from cid.backends.kernels import Kernels
+
+
+def context_weights(
+    kernels: Kernels, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int
+) -> Tensor:
+    """See `cid.functional.context_weights`."""
+    q = dense(teacher_logits)
+    if target.is_floating_point():
+        weights = torch.empty_like(q, dtype=real(q))
+        kernels.soft_context_weights(q, dense(target.detach().to(weights.dtype)), temperature, weights)
+        return weights
+    weights = q.new_empty(q.shape[:1], dtype=real(q))
+    kernels.context_weights(q, dense(target), temperature, ignore_index, weights)
+    return weights
+
+
+def accumulate_context(
+    kernels: Kernels,
+    features: Tensor,
+    weights: Tensor,
+    target: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    ignore_index: int,
+) -> None:
+    """See `cid.functional.accumulate_context`."""
+    weights, sums = weights.to(real(features)), (numerator, denominator)
+    if features.dtype in _checks.HALVES:  # the sums may be of the same type, or float32, as the kernel has them
+        sums = numerator.float(), denominator.float()
+    if target.is_floating_point():
+        # Each class may have a share of each sample: there is nothing for a kernel to leave out of PyTorch's products.
+        reference.accumulate_context(features, weights, target, *sums, ignore_index)
+    else:
+        kernels.accumulate_context(dense(features), dense(weights), dense(target), ignore_index, *sums)
+    if sums[0] is not numerator:
+        numerator.copy_(sums[0])
+        denominator.copy_(sums[1])
+
+
+def marginal_context(
+    kernels: Kernels, student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool
+) -> Tensor:
+    """See `cid.functional.marginal_context`; the matrix product stays with PyTorch."""
+    if student_logits.dtype in _checks.HALVES:  # a belief rounded to half precision would cost the product its own
+        wide = marginal_context(kernels, student_logits.float(), context.float(), temperature, differentiable)
+        return wide.to(student_logits.dtype)
+    belief = softmax(student_logits, temperature, kernels, differentiable)
+    return torch.mm(belief, context.detach() if context.requires_grad else context)

@@ -1,0 +1,112 @@
+"""What the student predicts under the intervention."""
+
+from torch import Tensor
+
+from cid import _checks
+from cid.backends import checking, composed
+from cid.functional._serving import serving
+
+
+def marginal_context(
+    student_logits: Tensor,
+    context: Tensor,
+    *,
+    temperature: float = 4.0,
+    differentiable: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The context of a sample, averaged over the classes by the student's belief.
+
+    .. math:: m_i = \sum_k \mathrm{softmax}(s_i / T)_k \, M_k
+
+    Args:
+        student_logits: s, shape (B, C).
+        context: M, shape (C, D); gets no gradient. May be float32 beside half-precision logits.
+        temperature: T, from 1e-30 to 1e30.
+        differentiable: Whether gradients flow through m into s; in the paper's code they do not.
+        backend: See the module.
+
+    Returns:
+        m, shape (B, D).
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> context = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> marginal_context(torch.zeros(1, 2), context)
+        tensor([[1., 1.]])
+
+    Source: Deng and Zhang 2021.
+    """
+    _checks.temperature(temperature)
+    s, m = student_logits, context
+    chosen = checking(backend, s, m)
+    if chosen is None:
+        chosen, (s, m) = serving(backend, student_logits=s, context=m)
+        _checks.as_wide("student_logits", s, context=m)
+        _checks.shape("student_logits", s, ("B", "C"))
+        _checks.classes("student_logits", s)
+    _checks.shape("context", m, (s.shape[1], "D"))
+    return chosen.marginal_context(s, m, float(temperature), differentiable)
+
+
+def interventional_logits(
+    features: Tensor,
+    logits: Tensor,
+    context: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    temperature: float = 4.0,
+    differentiable: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The student's logits under the intervention: P(Y | do(X)) by the backdoor adjustment over the contexts.
+
+    .. math:: z_i = W [f_i ; m_i] + b
+
+    with :math:`m_i` as in `marginal_context`. No concatenation is made: with :math:`W = [W_1 ; W_2]` this is
+    :math:`W_1 f_i + W_2 m_i + b`.
+
+    Args:
+        features: f, shape (B, D), the student's representations.
+        logits: s, shape (B, C), the student's own logits.
+        context: M, shape (C, D); gets no gradient. May be float32 beside half-precision logits.
+        weight: W, shape (C, 2 D).
+        bias: b, shape (C,).
+        temperature: T, from 1e-30 to 1e30.
+        differentiable: Whether gradients flow through m into the logits.
+        backend: See the module.
+
+    Returns:
+        z, shape (B, C).
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+        RuntimeError: The named backend can't serve the call.
+
+    Example:
+        >>> context = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> weight = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
+        >>> interventional_logits(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), context, weight, torch.zeros(2))
+        tensor([[4., 5.]])
+
+    Source: Deng and Zhang 2021.
+    """
+    _checks.temperature(temperature)
+    chosen, tensors = serving(backend, features=features, logits=logits, context=context, weight=weight, bias=bias)
+    f, s, m, w, b = tensors
+    _checks.floats(features=f, logits=s, weight=w, bias=b)
+    _checks.shape("features", f, ("B", "D"))
+    batch, dim = f.shape
+    _checks.shape("logits", s, (batch, "C"))
+    _checks.classes("logits", s)
+    _checks.as_wide("features", f, context=m)
+    _checks.shape("context", m, (s.shape[1], dim))
+    _checks.shape("weight", w, (s.shape[1], 2 * dim))
+    _checks.shape("bias", b, (s.shape[1],))
+    return composed.interventional_logits(chosen, f, s, m, w, b, float(temperature), differentiable)
