@@ -155,7 +155,7 @@ def test_a_step_does_not_look_at_the_device() -> None:
     """Nothing is read while nobody else writes."""
     distiller = make(warmup_epochs=1)
     reads: list[None] = []
-    distiller.criterion._read = lambda changed: reads.append(None)  # type: ignore[method-assign]
+    distiller.criterion._read = lambda all_changed: reads.append(None)  # type: ignore[method-assign]
     for _ in range(3):
         distiller(*data())
         distiller.epoch_end()

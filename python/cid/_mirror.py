@@ -16,16 +16,20 @@ class Mirror(nn.Module):
     """
 
     _count: str
-    """The name of the buffer with the count."""
+    """The name of the buffer with the count; a module may be without it."""
     _seen: list[tuple[Tensor, int | None]] | None = None
 
-    def _watched(self) -> tuple[Tensor, ...]:
-        """The buffer with the count, and others to know whether they were changed with it; empty if there is none."""
+    def _beside(self) -> tuple[Tensor, ...]:
+        """Other buffers, of which it matters whether they were changed with the count."""
+        return ()
+
+    def _read(self, *, all_changed: bool) -> None:
+        """Take the count from the buffer, which others have changed, alone or with all buffers beside it."""
         raise NotImplementedError
 
-    def _read(self, changed: list[bool]) -> None:
-        """Take the count from the buffer, given which of the watched ones were changed by others."""
-        raise NotImplementedError
+    def _watched(self) -> tuple[Tensor, ...]:
+        count = self._buffers.get(self._count)
+        return () if count is None else (count, *self._beside())
 
     def _keep(self) -> None:
         """Take the watched buffers, as they are now, for our own work."""
@@ -40,7 +44,7 @@ class Mirror(nn.Module):
             assert now is not None
             if (now is not buffer or _version(now) != version or version is None) and not now.is_meta:
                 watched = zip(self._watched(), self._seen, strict=True)
-                self._read([b is not seen or _version(b) != v for b, (seen, v) in watched])
+                self._read(all_changed=all(b is not seen or _version(b) != v for b, (seen, v) in watched))
                 self._keep()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -165,10 +165,7 @@ class ContextBank(Mirror):
         self.steps.fill_(steps)
         self._keep()
 
-    def _watched(self) -> tuple[Tensor, ...]:
-        return () if self.steps_per_turn is None else (self.steps,)
-
-    def _read(self, changed: list[bool]) -> None:
+    def _read(self, *, all_changed: bool) -> None:
         self._steps = int(self.steps)
 
     @torch.no_grad()

@@ -349,12 +349,12 @@ class CIDLoss(Mirror):
         self._warming_up = epoch < self.warmup_epochs
         self._gathering = epoch >= self.warmup_epochs - 1
 
-    def _watched(self) -> tuple[Tensor, ...]:
-        return self.epoch, self.bank.context, self.bank.numerator, self.bank.denominator
+    def _beside(self) -> tuple[Tensor, ...]:
+        return self.bank.context, self.bank.numerator, self.bank.denominator
 
-    def _read(self, changed: list[bool]) -> None:
+    def _read(self, *, all_changed: bool) -> None:
         epoch = int(self.epoch)
-        if all(changed) and self.bank.context.any():
+        if all_changed and self.bank.context.any():
             # Where all is written at once, it may be an average of training states: its epoch is a mean, rounded down,
             # and says nothing. That some of them were past the warm-up, and their heads trained, the contexts say.
             epoch = max(epoch, self.warmup_epochs)
