@@ -77,7 +77,7 @@ def train_methods(rank: int, folder: str) -> None:
     compiled = make()
     parallel = nn.parallel.DistributedDataParallel(torch.compile(compiled, backend="eager"))
     read: list[None] = []
-    compiled.criterion._read = lambda changed: read.append(None)  # type: ignore[method-assign]
+    compiled.criterion._read = lambda all_changed: read.append(None)  # type: ignore[method-assign]
     for x, y in batches(rank):
         parallel(x, y).loss.backward()
     compiled.epoch_end()

@@ -23,7 +23,7 @@ class Mirror(nn.Module):
         """Other buffers, of which it matters whether they were changed with the count."""
         return ()
 
-    def _read(self, *, all_changed: bool) -> None:
+    def _read(self, all_changed: bool) -> None:
         """Take the count from the buffer, which others have changed, alone or with all buffers beside it."""
         raise NotImplementedError
 

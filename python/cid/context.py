@@ -165,7 +165,7 @@ class ContextBank(Mirror):
         self.steps.fill_(steps)
         self._keep()
 
-    def _read(self, *, all_changed: bool) -> None:
+    def _read(self, all_changed: bool) -> None:
         self._steps = int(self.steps)
 
     @torch.no_grad()

@@ -352,7 +352,7 @@ class CIDLoss(Mirror):
     def _beside(self) -> tuple[Tensor, ...]:
         return self.bank.context, self.bank.numerator, self.bank.denominator
 
-    def _read(self, *, all_changed: bool) -> None:
+    def _read(self, all_changed: bool) -> None:
         epoch = int(self.epoch)
         if all_changed and self.bank.context.any():
             # Where all is written at once, it may be an average of training states: its epoch is a mean, rounded down,
