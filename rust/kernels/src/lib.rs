@@ -6,7 +6,7 @@
 
 #![deny(unsafe_code)] // but for `par`, which hands memory to other threads, and a hint to the cache
 
-mod class;
+mod class_;
 mod columns;
 mod context;
 pub mod criterion;
@@ -25,7 +25,7 @@ mod testing;
 
 use std::fmt;
 
-pub use class::class;
+pub use class_::class;
 pub use columns::column_sums;
 pub use context::{accumulate_context, context_weights, soft_context_weights};
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};

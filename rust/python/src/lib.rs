@@ -1,8 +1,8 @@
 //! The Python module `cid._native`: names the kernels and hands them checked tensors.
 
-#![deny(unsafe_code)] // but for `tensor`
+#![deny(unsafe_code)] // but for `dlpack`
 
-mod tensor;
+mod dlpack;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyTuple};
 
-use tensor::{DType, FLOATS, Input, Operands, Output, Scalar};
+use dlpack::{DType, FLOATS, Input, Operands, Output, Scalar};
 
 /// Work, in elements, from which other Python threads may run meanwhile.
 const DETACH: usize = 16_384;
@@ -168,7 +168,7 @@ mod _native {
     /// Run on PyTorch's thread pool.
     #[pyfunction]
     fn use_torch_threads(parallel_for: usize, get_num_threads: usize) -> PyResult<()> {
-        tensor::use_torch_threads(parallel_for, get_num_threads)
+        dlpack::use_torch_threads(parallel_for, get_num_threads)
     }
 
     /// Stay in the calling thread from now on.
@@ -183,7 +183,7 @@ mod _native {
     fn plain(tensors: &Bound<'_, PyTuple>) -> PyResult<bool> {
         let mut first = None;
         for object in tensors.iter_borrowed() {
-            match tensor::plain(&object)? {
+            match dlpack::plain(&object)? {
                 Some((dtype, _)) if FLOATS.contains(&dtype) && *first.get_or_insert(dtype) == dtype => {}
                 _ => return Ok(false),
             }
@@ -208,14 +208,14 @@ mod _native {
         temperature: &Bound<'_, PyAny>,
         ignore_index: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
-        let Some((dtype, f)) = tensor::plain(student_features)? else { return Ok(false) };
+        let Some((dtype, f)) = dlpack::plain(student_features)? else { return Ok(false) };
         let &[rows, students] = &f[..] else { return Ok(false) };
-        let Some((_, s)) = tensor::plain(student_logits)? else { return Ok(false) };
+        let Some((_, s)) = dlpack::plain(student_logits)? else { return Ok(false) };
         let &[_, classes] = &s[..] else { return Ok(false) };
-        let Some((teacher, t)) = tensor::plain(teacher_features)? else { return Ok(false) };
+        let Some((teacher, t)) = dlpack::plain(teacher_features)? else { return Ok(false) };
         let &[teacher_rows, teachers] = &t[..] else { return Ok(false) };
         let is = |object: &Bound<'_, PyAny>, dtypes: &[DType], shape: &[usize]| {
-            Ok::<_, PyErr>(tensor::plain(object)?.is_some_and(|(is, of)| dtypes.contains(&is) && of == shape))
+            Ok::<_, PyErr>(dlpack::plain(object)?.is_some_and(|(is, of)| dtypes.contains(&is) && of == shape))
         };
         let own = &[dtype];
         if !FLOATS.contains(&dtype)
