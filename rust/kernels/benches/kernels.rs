@@ -64,13 +64,13 @@ fn sample<E: Element>(bencher: Bencher, (rows, columns): (usize, usize)) {
 }
 
 #[divan::bench(types = [f32, f64], args = [(64, 128), (4096, 512)])]
-fn class<E: Element>(bencher: Bencher, (rows, columns): (usize, usize)) {
+fn class_<E: Element>(bencher: Bencher, (rows, columns): (usize, usize)) {
     let (s, t) = (numbers::<E>(rows * columns, 0.1), numbers::<E>(rows * columns, 0.7));
     let target = labels(rows, LABELS);
     let mut grad = vec![E::default(); s.len()];
     let mut loss = E::Real::default();
     bencher.counter(ItemsCount::new(s.len())).bench_local(|| {
-        cid_kernels::class(&s, &t, &target, [columns; 2], -100, &mut loss, Some(&mut grad)).unwrap();
+        cid_kernels::class_(&s, &t, &target, [columns; 2], -100, &mut loss, Some(&mut grad)).unwrap();
     });
 }
 

@@ -10,7 +10,7 @@ use crate::{Error, check_len, check_shape};
 /// Columns in a task: their sums stay in the cache next to the CPU.
 const COLUMNS: usize = 256;
 /// Rows that are added up in the type that the elements are computed in, before the sum goes to `f64`.
-const RUN: usize = 16;
+const ROWS_A_RUN: usize = 16;
 
 /// `factor sum_i x_ij` of each column `j`.
 ///
@@ -36,7 +36,7 @@ pub fn column_sums<E: Element>(matrix: &[E], shape: [usize; 2], factor: f64, out
 fn add_up<S: Simd, E: Element>(simd: S, matrix: &[E], columns: usize, first: usize, factor: f64, out: &mut [E]) {
     let (len, lanes) = (out.len(), Vector::<S, E>::LEN);
     let mut sums = [0.0; COLUMNS];
-    for rows in matrix.chunks(RUN * columns) {
+    for rows in matrix.chunks(ROWS_A_RUN * columns) {
         let mut run = [E::Real::default(); COLUMNS];
         for row in rows.chunks_exact(columns) {
             let row = &row[first..first + len];

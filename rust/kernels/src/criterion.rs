@@ -4,7 +4,7 @@
 use crate::rows::{Loss, Reduction};
 use crate::simd::Element;
 use crate::{
-    Divergence, Error, accumulate_context, check_labels, check_shape, class, context_weights, cross_entropy, kd,
+    Divergence, Error, accumulate_context, check_labels, check_shape, class_, context_weights, cross_entropy, kd,
     sample, soft_cross_entropy, softmax,
 };
 
@@ -105,7 +105,7 @@ pub fn before<E: Element, T: Element<Real = E::Real>>(
     )?;
     let value = &mut outputs.terms[CLASS];
     let columns = [students, teachers];
-    class(student_features, teacher_features, target, columns, ignore_index, value, outputs.class_grad)?;
+    class_(student_features, teacher_features, target, columns, ignore_index, value, outputs.class_grad)?;
     if let Some(belief) = outputs.belief {
         softmax(student_logits, logits, temperature, belief)?;
     }

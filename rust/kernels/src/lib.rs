@@ -25,7 +25,7 @@ mod testing;
 
 use std::fmt;
 
-pub use class_::class;
+pub use class_::class_;
 pub use columns::column_sums;
 pub use context::{accumulate_context, context_weights, soft_context_weights};
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};

@@ -248,10 +248,10 @@ impl<M> Counted<M> {
 }
 
 /// Vectors in a run: few enough that the rounding of a run's sum is about that of its terms.
-pub(crate) const RUN: usize = 16;
+pub(crate) const VECTORS_A_RUN: usize = 16;
 
 /// Runs a body for each vector of rows of `$len` elements, at least one vector long: `$at` is its place in the named
-/// slices, which the body sees cut to a run of them. Ends a run of the sums after every [`RUN`] vectors.
+/// slices, which the body sees cut to a run of them. Ends a run of the sums after every [`VECTORS_A_RUN`] vectors.
 ///
 /// Where the length is no multiple of a vector's, the last one ends with the row and overlaps the one before it:
 /// the body must give the same when it meets an element again, and add to sums only `$counted.of(...)`.
@@ -262,21 +262,21 @@ macro_rules! for_each_vector {
         $simd:ident, $vector:ty, $len:expr, read [$($read:ident),*], write [$($write:ident),*], sum [$($sum:ident),*],
         $(stream [$($stream:ident),*],)? |$at:ident, $counted:ident| $body:block
     ) => {{
-        const RUN: usize = $crate::simd::RUN;
+        const VECTORS_A_RUN: usize = $crate::simd::VECTORS_A_RUN;
         let (lanes, len) = (<$vector>::LEN, $len);
         let mut start = 0;
         let $counted = $crate::simd::Counted::<<$vector as SimdBase<S>>::Mask>::all();
-        while len - start >= RUN * lanes {
+        while len - start >= VECTORS_A_RUN * lanes {
             // Cut once a run: within it every bound is known.
-            $(let $read = &$read[start..][..RUN * lanes];)*
-            $(let $write = &mut $write[start..][..RUN * lanes];)*
+            $(let $read = &$read[start..][..VECTORS_A_RUN * lanes];)*
+            $(let $write = &mut $write[start..][..VECTORS_A_RUN * lanes];)*
             $($($crate::simd::prefetch(&*$stream, len);)*)?
-            for i in 0..RUN {
+            for i in 0..VECTORS_A_RUN {
                 let $at = i * lanes;
                 $body
             }
             $($sum.end_run();)*
-            start += RUN * lanes;
+            start += VECTORS_A_RUN * lanes;
         }
         while len - start >= lanes {
             let $at = 0;

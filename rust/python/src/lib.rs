@@ -512,7 +512,7 @@ mod _native {
             let (student, teacher, target) = (student.as_slice::<E>(), teacher.as_slice::<T>(), target.as_slice());
             let (loss, grad) = (&mut loss.into_slice()[0], grad.map(Output::into_slice));
             run(py, student.len() + teacher.len(), || {
-                cid_kernels::class(student, teacher, target, columns, ignore_index, loss, grad)
+                cid_kernels::class_(student, teacher, target, columns, ignore_index, loss, grad)
             })
         })
     }
