@@ -78,9 +78,9 @@ fn choose() -> Result<Level, Error> {
         Some(forced) => {
             let forced = forced.to_string_lossy();
             parse(&forced).ok_or_else(|| {
-                let reason = if tiers().any(|tier| tier == forced) { "this CPU lacks it" } else { "no such tier" };
-                let accepted: Vec<&str> = tiers().filter(|tier| parse(tier).is_some()).collect();
-                Error::Tier(format!("{VARIABLE}={forced}: {reason} (accepted: {})", accepted.join(", ")))
+                let exists = tiers().any(|tier| tier == forced);
+                let accepted = tiers().filter(|tier| parse(tier).is_some()).collect();
+                Error::Tier { forced: forced.into_owned(), exists, accepted }
             })
         }
     }

@@ -1,20 +1,23 @@
-//! Everything that comes from PyTorch as an address: tensors, by its DLPack exchange table, and its thread pool.
+//! Tensors as PyTorch's DLPack exchange table shows them, and their memory as slices: all `unsafe` code for tensors.
 //!
-//! The table's borrowed view is the cheapest way in, and checks nothing: all checks are here.
+//! The table's borrowed view is the cheapest way in, and checks nothing. Here is checked what makes it sound to read and
+//! write that memory; what a kernel asks of its arguments is checked in `operands`.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
-use std::fmt::Write;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use cid_kernels::{Bf16, F16};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
-use pyo3::{ffi, intern};
+
+use crate::dtype::DType;
+use crate::{errors, huge_pages};
 
 /// `DLTensor` of DLPack 1.
 #[repr(C)]
@@ -67,8 +70,7 @@ impl Torch {
         static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
         TORCH.get_or_try_init(py, || {
             let tensor = py.import("torch")?.getattr("Tensor")?.cast_into::<PyType>()?;
-            let missing = || PyRuntimeError::new_err("this PyTorch has no DLPack exchange table of version 1");
-            let capsule = tensor.getattr("__dlpack_c_exchange_api__").map_err(|_| missing())?;
+            let capsule = tensor.getattr("__dlpack_c_exchange_api__").map_err(|_| errors::no_table())?;
             let name: *const c_char = CAPSULE.as_ptr();
             // SAFETY: the name is a C string. The call refuses what is no capsule of that name.
             let api = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), name) };
@@ -81,71 +83,32 @@ impl Torch {
                 let major = *api.cast::<u32>();
                 if major != 1 { None } else { Some(&*api.cast::<ExchangeApi>()) }
             };
-            let from_py_object = api.and_then(|api| api.tensor_from_py_object).ok_or_else(missing)?;
+            let from_py_object = api.and_then(|api| api.tensor_from_py_object).ok_or_else(errors::no_table)?;
             let parameter = py.import("torch.nn")?.getattr("Parameter")?.cast_into::<PyType>()?;
             Ok(Self { tensor: tensor.unbind(), parameter: parameter.unbind(), from_py_object })
         })
     }
 }
 
-/// An element type that a tensor may have here.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum DType {
-    /// `torch.float32`
-    F32,
-    /// `torch.float64`
-    F64,
-    /// `torch.bfloat16`
-    BF16,
-    /// `torch.float16`
-    F16,
-    /// `torch.int64`
-    I64,
+/// Whether an object is of a class that PyTorch itself makes: what is derived from those may be anything.
+pub fn is_of_pytorch(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let (torch, class) = (Torch::get(object.py())?, object.get_type());
+    Ok(class.is(&torch.tensor) || class.is(&torch.parameter))
 }
 
-/// The types of logits and features.
-pub const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::BF16, DType::F16];
-
-impl DType {
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "torch.float32",
-            Self::F64 => "torch.float64",
-            Self::BF16 => "torch.bfloat16",
-            Self::F16 => "torch.float16",
-            Self::I64 => "torch.int64",
-        }
-    }
-
-    fn of(dtype: DlDataType) -> Option<Self> {
-        match dtype {
-            DlDataType { code: 2, bits: 32, lanes: 1 } => Some(Self::F32),
-            DlDataType { code: 2, bits: 64, lanes: 1 } => Some(Self::F64),
-            DlDataType { code: 4, bits: 16, lanes: 1 } => Some(Self::BF16),
-            DlDataType { code: 2, bits: 16, lanes: 1 } => Some(Self::F16),
-            DlDataType { code: 0, bits: 64, lanes: 1 } => Some(Self::I64),
-            _ => None,
-        }
-    }
-
-    /// The type that a float type is computed in.
-    pub fn real(self) -> Self {
-        match self {
-            Self::BF16 | Self::F16 => Self::F32,
-            _ => self,
-        }
-    }
-
-    fn size(self) -> usize {
-        match self {
-            Self::BF16 | Self::F16 => 2,
-            Self::F32 => 4,
-            Self::F64 | Self::I64 => 8,
-        }
+/// The element type, if it is one of those here.
+fn known(dtype: DlDataType) -> Option<DType> {
+    match dtype {
+        DlDataType { code: 2, bits: 32, lanes: 1 } => Some(DType::F32),
+        DlDataType { code: 2, bits: 64, lanes: 1 } => Some(DType::F64),
+        DlDataType { code: 4, bits: 16, lanes: 1 } => Some(DType::BF16),
+        DlDataType { code: 2, bits: 16, lanes: 1 } => Some(DType::F16),
+        DlDataType { code: 0, bits: 64, lanes: 1 } => Some(DType::I64),
+        _ => None,
     }
 }
 
-/// The Rust type of a [`DType`].
+/// The Rust type of an element type.
 ///
 /// # Safety
 ///
@@ -176,11 +139,126 @@ unsafe impl Scalar for i64 {
     const DTYPE: DType = DType::I64;
 }
 
-/// The dense memory of a tensor that has passed all checks.
+/// The most dimensions of an operand.
+const MAX_RANK: usize = 2;
+
+/// What a kernel does with an operand.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Access {
+    /// It reads it.
+    Read,
+    /// It writes it.
+    Write,
+}
+
+/// A tensor as the table shows it: nothing of it is checked.
+pub struct View<'a, 'py> {
+    argument: &'static str,
+    object: &'a Bound<'py, PyAny>,
+    tensor: DlTensor,
+}
+
+impl<'a, 'py> View<'a, 'py> {
+    /// That of a `torch.Tensor`.
+    pub fn of(argument: &'static str, object: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        let py = object.py();
+        let torch = Torch::get(py)?;
+        // The table takes any object for a tensor. SAFETY: both are live Python objects, the second one a type.
+        let is_tensor = unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), torch.tensor.as_ptr().cast()) } != 0;
+        if !is_tensor {
+            return Err(errors::no_tensor(argument, object));
+        }
+        let mut tensor = MaybeUninit::<DlTensor>::uninit();
+        // SAFETY: the object is a tensor and the GIL is held; `out` has room for what the entry writes.
+        let status = unsafe { (torch.from_py_object)(object.as_ptr().cast(), tensor.as_mut_ptr()) };
+        if status != 0 {
+            return Err(errors::not_dense(argument, object, PyErr::take(py)));
+        }
+        // SAFETY: the entry has succeeded, and so filled it in.
+        Ok(Self { argument, object, tensor: unsafe { tensor.assume_init() } })
+    }
+
+    /// The element type, if it is one of those here.
+    pub fn dtype(&self) -> Option<DType> {
+        known(self.tensor.dtype)
+    }
+
+    /// Whether the CPU can read it.
+    pub fn is_on_host(&self) -> bool {
+        HOST.contains(&self.tensor.device_type)
+    }
+
+    /// Whether it has memory of its own. Of one without, the values, if any, are elsewhere.
+    pub fn has_memory(&self) -> bool {
+        !self.tensor.data.is_null()
+    }
+
+    /// The size of each dimension.
+    pub fn sizes(&self) -> &[i64] {
+        self.numbers(self.tensor.shape)
+    }
+
+    fn strides(&self) -> &[i64] {
+        self.numbers(self.tensor.strides)
+    }
+
+    /// One number a dimension; none where the pointer is null.
+    fn numbers(&self, start: *const i64) -> &[i64] {
+        if start.is_null() {
+            return &[];
+        }
+        // SAFETY: unless it is null the table gives `ndim` numbers, which live as long as the tensor's shape is not
+        // changed. Only Python code could, and the GIL is held until they have been read.
+        unsafe { std::slice::from_raw_parts(start, usize::try_from(self.tensor.ndim).unwrap_or(0)) }
+    }
+
+    /// Whether rows lie one after the other. The stride of a dimension of size 1 says nothing.
+    pub fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        for (&size, &stride) in self.sizes().iter().zip(self.strides()).rev() {
+            if size != 1 && stride != expected {
+                return false;
+            }
+            expected *= size;
+        }
+        true
+    }
+
+    /// Its memory: dense, of a type that is known here, and of two dimensions at most.
+    pub fn memory(&self, access: Access) -> PyResult<Memory<'a>> {
+        let (argument, sizes) = (self.argument, self.sizes());
+        let dtype = self.dtype().expect("the caller has accepted the type");
+        let rank = sizes.len();
+        assert!(rank <= MAX_RANK, "the caller has accepted the shape");
+        let mut shape = [1; MAX_RANK];
+        for (checked, &size) in shape.iter_mut().zip(sizes) {
+            *checked = size as usize;
+        }
+        let bytes = shape.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
+        let bytes = bytes.filter(|&bytes| isize::try_from(bytes).is_ok());
+        let bytes = bytes.ok_or_else(|| errors::too_large(argument, sizes))?;
+        let start = self.tensor.data.wrapping_byte_add(self.tensor.byte_offset as usize);
+        if bytes > 0 {
+            if !self.is_contiguous() {
+                return Err(errors::strides(argument, self.strides(), access));
+            }
+            if !self.has_memory() {
+                return Err(errors::no_memory(argument, self.object));
+            }
+            if !start.addr().is_multiple_of(dtype.size()) {
+                return Err(errors::misaligned(argument, start.addr(), dtype.size()));
+            }
+        }
+        Ok(Memory { argument, start, len: bytes / dtype.size(), dtype, rank, shape, object: PhantomData })
+    }
+}
+
+/// The dense memory of a tensor.
 ///
 /// It is borrowed from the Python object, whose reference `'a` keeps it alive. As anywhere in PyTorch, a program must
 /// not resize or write a tensor in one thread while it passes it to a function in another.
-pub struct Input<'a> {
+pub struct Memory<'a> {
+    argument: &'static str,
     start: *mut c_void,
     len: usize,
     dtype: DType,
@@ -189,31 +267,38 @@ pub struct Input<'a> {
     object: PhantomData<&'a PyAny>,
 }
 
-/// As [`Input`], and no other operand of the call overlaps it.
-pub struct Output<'a>(Input<'a>);
+impl Memory<'_> {
+    fn bytes(&self) -> usize {
+        self.len * self.dtype.size()
+    }
+}
 
-const MAX_RANK: usize = 2;
+/// Memory that no output of the call overlaps.
+pub struct Input<'a>(Memory<'a>);
+
+/// Memory that no other operand of the call overlaps.
+pub struct Output<'a>(Memory<'a>);
 
 impl<'a> Input<'a> {
     /// Its element type.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.0.dtype
     }
 
-    /// The size of a dimension.
-    pub fn size(&self, dimension: usize) -> usize {
-        self.shape[dimension]
+    /// Its shape, if it is a matrix.
+    pub fn shape(&self) -> [usize; 2] {
+        self.0.shape
     }
 
     /// Its elements.
     pub fn as_slice<T: Scalar>(&self) -> &'a [T] {
-        assert_eq!(self.dtype, T::DTYPE, "the type was checked when the tensor was borrowed");
-        if self.len == 0 {
+        assert_eq!(self.0.dtype, T::DTYPE, "the type was checked when the tensor was borrowed");
+        if self.0.len == 0 {
             return &[];
         }
-        // SAFETY: `Operands::borrow` has checked the pointer, alignment, density and type; see the struct for the
-        // memory's life. No `Output` of the call overlaps it.
-        unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
+        // SAFETY: `View::memory` has checked the pointer, alignment, density and type; see `Memory` for how long it
+        // lives. `Loans` has seen to it that no output of the call overlaps it.
+        unsafe { std::slice::from_raw_parts(self.0.start.cast(), self.0.len) }
     }
 }
 
@@ -223,9 +308,9 @@ impl<'a> Output<'a> {
         self.0.rank
     }
 
-    /// The size of a dimension.
-    pub fn size(&self, dimension: usize) -> usize {
-        self.0.shape[dimension]
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.0.shape[0]
     }
 
     /// Its elements.
@@ -239,291 +324,45 @@ impl<'a> Output<'a> {
     }
 }
 
-/// A size that a dimension must have, or `None` for any.
-pub type Size = Option<usize>;
-
-/// The operands of one call, each checked against those before.
+/// The memory that the operands of one call have borrowed: an output shares none with another operand.
 #[derive(Default)]
-pub struct Operands {
-    seen: [Option<Operand>; 16],
+pub struct Loans {
+    seen: [Option<Loan>; 16],
     count: usize,
 }
 
-#[derive(Clone)]
-struct Operand {
+struct Loan {
     argument: &'static str,
-    memory: Range<usize>,
-    output: bool,
+    access: Access,
+    addresses: Range<usize>,
 }
 
-impl Operands {
-    /// Borrows a tensor to read.
-    pub fn input<'a>(
-        &mut self,
-        argument: &'static str,
-        object: &'a Bound<'_, PyAny>,
-        dtypes: &[DType],
-        shapes: &[&[Size]],
-    ) -> PyResult<Input<'a>> {
-        self.borrow(argument, object, dtypes, shapes, false)
+impl Loans {
+    /// Lends memory to read.
+    pub fn input<'a>(&mut self, memory: Memory<'a>) -> PyResult<Input<'a>> {
+        self.add(&memory, Access::Read)?;
+        Ok(Input(memory))
     }
 
-    /// Borrows a tensor to write.
-    pub fn output<'a>(
-        &mut self,
-        argument: &'static str,
-        object: &'a Bound<'_, PyAny>,
-        dtype: DType,
-        shapes: &[&[Size]],
-    ) -> PyResult<Output<'a>> {
-        let output = self.borrow(argument, object, &[dtype], shapes, true)?;
-        advise_huge_pages(output.start, output.len * dtype.size());
-        Ok(Output(output))
+    /// Lends memory to write.
+    pub fn output<'a>(&mut self, memory: Memory<'a>) -> PyResult<Output<'a>> {
+        self.add(&memory, Access::Write)?;
+        huge_pages::advise(memory.start, memory.bytes());
+        Ok(Output(memory))
     }
 
-    fn borrow<'a>(
-        &mut self,
-        argument: &'static str,
-        object: &'a Bound<'_, PyAny>,
-        dtypes: &[DType],
-        shapes: &[&[Size]],
-        output: bool,
-    ) -> PyResult<Input<'a>> {
-        let tensor = view(argument, object)?;
-        let dtype = DType::of(tensor.dtype).filter(|dtype| dtypes.contains(dtype));
-        let dtype = dtype.ok_or_else(|| wrong_dtype(argument, object, dtypes))?;
-        if !HOST.contains(&tensor.device_type) {
-            let came = attribute(object, intern!(object.py(), "device"));
-            return Err(PyValueError::new_err(format!("{argument}: device {came} (accepted: cpu)")));
-        }
-
-        let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
-        // SAFETY: the table gives `ndim` sizes and, unless null, strides, which live as long as the tensor's shape
-        // is not changed: the GIL is held until they have been read.
-        let (sizes, strides) = unsafe { (array(tensor.shape, rank), array(tensor.strides, rank)) };
-        let fits = |shape: &&[Size]| {
-            rank == shape.len()
-                && sizes.iter().zip(*shape).all(|(&size, wanted)| match wanted {
-                    Some(wanted) => usize::try_from(size) == Ok(*wanted),
-                    None => size >= 0,
-                })
-        };
-        if rank > MAX_RANK || !shapes.iter().any(fits) {
-            return Err(wrong_shape(argument, sizes, shapes));
-        }
-        let mut checked = [1; MAX_RANK];
-        for (checked, &size) in checked.iter_mut().zip(sizes) {
-            *checked = size as usize;
-        }
-        let bytes = checked.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
-        let bytes = bytes
-            .filter(|&bytes| isize::try_from(bytes).is_ok())
-            .ok_or_else(|| wrong_shape(argument, sizes, shapes))?;
-        if bytes > 0 && !is_contiguous(sizes, strides) {
-            return Err(PyValueError::new_err(format!(
-                "{argument}: strides {strides:?} for shape {} (accepted: contiguous tensors)",
-                tuple(sizes.iter().map(|&size| Some(size)))
-            )));
-        }
-
-        // The view shows the values that are to be negated.
-        if is_negated(object)? {
-            return Err(PyValueError::new_err(format!(
-                "{argument}: a negated view (accepted: tensors that hold their values; see Tensor.resolve_neg)"
-            )));
-        }
-
-        let start = tensor.data.wrapping_byte_add(tensor.byte_offset as usize);
-        if bytes > 0 && tensor.data.is_null() {
-            return Err(PyTypeError::new_err(format!(
-                "{argument}: a {} without memory of its own (accepted: dense tensors)",
-                type_name(object)
-            )));
-        }
-        if bytes > 0 && start.addr() % dtype.size() != 0 {
-            return Err(PyValueError::new_err(format!(
-                "{argument}: memory at {:#x} (accepted: multiples of the element's {} bytes)",
-                start.addr(),
-                dtype.size()
-            )));
-        }
-        let memory = start.addr()..start.addr() + bytes;
-        self.add(Operand { argument, memory, output })?;
-        Ok(Input { start, len: bytes / dtype.size(), dtype, rank, shape: checked, object: PhantomData })
-    }
-
-    /// Refuses an output that shares memory with another operand.
-    fn add(&mut self, new: Operand) -> PyResult<()> {
+    fn add(&mut self, memory: &Memory, access: Access) -> PyResult<()> {
+        let start = memory.start.addr();
+        let new = Loan { argument: memory.argument, access, addresses: start..start + memory.bytes() };
         for old in self.seen[..self.count].iter().flatten() {
-            let overlap = old.memory.start.max(new.memory.start) < old.memory.end.min(new.memory.end);
-            if overlap && (old.output || new.output) {
-                let (output, other) = if new.output { (&new, old) } else { (old, &new) };
-                return Err(PyValueError::new_err(format!(
-                    "{}: shares memory with {} (accepted: outputs with memory of their own)",
-                    output.argument, other.argument
-                )));
+            let overlap = old.addresses.start.max(new.addresses.start) < old.addresses.end.min(new.addresses.end);
+            if overlap && (old.access == Access::Write || access == Access::Write) {
+                let (output, other) = if access == Access::Write { (&new, old) } else { (old, &new) };
+                return Err(errors::overlap(output.argument, other.argument));
             }
         }
         self.seen[self.count] = Some(new);
         self.count += 1;
         Ok(())
     }
-}
-
-/// Type and shape of an object, if it is a tensor that a kernel can read as it lies in memory: dense, on the CPU, of a
-/// class that PyTorch itself makes, with elements of a type known here.
-pub fn plain(object: &Bound<'_, PyAny>) -> PyResult<Option<(DType, Vec<usize>)>> {
-    let py = object.py();
-    let torch = Torch::get(py)?;
-    let class = object.get_type();
-    if !class.is(&torch.tensor) && !class.is(&torch.parameter) {
-        return Ok(None);
-    }
-    let Ok(tensor) = view("", object) else { return Ok(None) };
-    let Some(dtype) = DType::of(tensor.dtype).filter(|_| HOST.contains(&tensor.device_type)) else { return Ok(None) };
-    let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
-    // SAFETY: as in `Operands::borrow`.
-    let (sizes, strides) = unsafe { (array(tensor.shape, rank), array(tensor.strides, rank)) };
-    // A null pointer: its values, if any, are elsewhere.
-    if tensor.data.is_null() || sizes.contains(&0) || !is_contiguous(sizes, strides) || is_negated(object)? {
-        return Ok(None);
-    }
-    Ok(Some((dtype, sizes.iter().map(|&size| size as usize).collect())))
-}
-
-/// The table's view of a tensor.
-fn view(argument: &str, object: &Bound<'_, PyAny>) -> PyResult<DlTensor> {
-    let py = object.py();
-    let torch = Torch::get(py)?;
-    // The table takes any object for a tensor. SAFETY: both are live Python objects, the second one a type.
-    let is_tensor = unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), torch.tensor.as_ptr().cast()) } != 0;
-    if !is_tensor {
-        let came = type_name(object);
-        return Err(PyTypeError::new_err(format!("{argument}: {came} (accepted: torch.Tensor)")));
-    }
-    let mut tensor = std::mem::MaybeUninit::<DlTensor>::uninit();
-    // SAFETY: the object is a tensor and the GIL is held; `out` has room for what the entry writes.
-    let status = unsafe { (torch.from_py_object)(object.as_ptr().cast(), tensor.as_mut_ptr()) };
-    if status != 0 {
-        let cause = PyErr::take(py);
-        let error =
-            PyTypeError::new_err(format!("{argument}: no dense tensor on the CPU (accepted: dense CPU tensors)"));
-        error.set_cause(py, cause);
-        return Err(error);
-    }
-    // SAFETY: the entry has succeeded, and so filled it in.
-    Ok(unsafe { tensor.assume_init() })
-}
-
-/// Asks for huge pages where an output is so large that the allocator has likely just mapped it: the kernel is about to
-/// touch each of its pages for the first time, which for small ones takes longer than computing what goes there.
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(start: *mut c_void, bytes: usize) {
-    /// From here on the call to ask costs nothing beside the kernel.
-    const LARGE: usize = 4 << 20;
-    /// A multiple of the size of any system's pages.
-    const PAGE: usize = 64 << 10;
-    const MADV_HUGEPAGE: c_int = 14;
-    unsafe extern "C" {
-        fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c_int;
-    }
-    if bytes >= LARGE {
-        let skipped = start.addr().next_multiple_of(PAGE) - start.addr();
-        // SAFETY: the pages lie within a tensor's memory, and advice changes nothing but how fast they are. Where the
-        // system gives none, as its result would say, they are as they were.
-        unsafe { madvise(start.wrapping_byte_add(skipped), bytes - skipped, MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_start: *mut c_void, _bytes: usize) {}
-
-/// A C array; empty where the pointer is null.
-///
-/// # Safety
-///
-/// A pointer that is not null must point to `len` numbers that live as long as is said by `'a`.
-unsafe fn array<'a>(pointer: *const i64, len: usize) -> &'a [i64] {
-    if pointer.is_null() {
-        return &[];
-    }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(pointer, len) }
-}
-
-/// Whether rows lie one after the other. The stride of a dimension of size 1 says nothing.
-fn is_contiguous(sizes: &[i64], strides: &[i64]) -> bool {
-    let mut expected = 1;
-    for (&size, &stride) in sizes.iter().zip(strides).rev() {
-        if size != 1 && stride != expected {
-            return false;
-        }
-        expected *= size;
-    }
-    true
-}
-
-/// Whether the values of a tensor are those in its memory, negated: as in the imaginary part of a conjugate.
-fn is_negated(object: &Bound<'_, PyAny>) -> PyResult<bool> {
-    object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()
-}
-
-fn type_name(object: &Bound<'_, PyAny>) -> String {
-    object.get_type().fully_qualified_name().map_or_else(|_| "an object".into(), |name| name.to_string())
-}
-
-fn attribute(object: &Bound<'_, PyAny>, name: &Bound<'_, pyo3::types::PyString>) -> String {
-    object.getattr(name).map_or_else(|_| "unknown".into(), |value| value.to_string())
-}
-
-#[cold]
-fn wrong_dtype(argument: &str, object: &Bound<'_, PyAny>, dtypes: &[DType]) -> PyErr {
-    let came = attribute(object, intern!(object.py(), "dtype"));
-    let accepted: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).collect();
-    PyTypeError::new_err(format!("{argument}: dtype {came} (accepted: {})", accepted.join(", ")))
-}
-
-#[cold]
-fn wrong_shape(argument: &str, sizes: &[i64], shapes: &[&[Size]]) -> PyErr {
-    let came = tuple(sizes.iter().map(|&size| Some(size)));
-    let accepted: Vec<String> = shapes.iter().map(|shape| tuple(shape.iter().copied())).collect();
-    PyValueError::new_err(format!("{argument}: shape {came} (accepted: {})", accepted.join(" or ")))
-}
-
-/// Sizes as Python writes a tuple, with `*` for any.
-fn tuple<T: std::fmt::Display>(sizes: impl ExactSizeIterator<Item = Option<T>>) -> String {
-    let (count, mut text) = (sizes.len(), String::from("("));
-    for (i, size) in sizes.enumerate() {
-        let comma = if i + 1 < count {
-            ", "
-        } else if count == 1 {
-            ","
-        } else {
-            ""
-        };
-        let _ = match size {
-            Some(size) => write!(text, "{size}{comma}"),
-            None => write!(text, "*{comma}"),
-        };
-    }
-    text + ")"
-}
-
-/// Hands the addresses of PyTorch's two functions to the kernels.
-pub fn use_torch_threads(parallel_for: usize, get_num_threads: usize) -> PyResult<()> {
-    for (argument, address) in [("parallel_for", parallel_for), ("get_num_threads", get_num_threads)] {
-        if address == 0 {
-            return Err(PyValueError::new_err(format!("{argument}: 0 (accepted: the address of a function)")));
-        }
-    }
-    // SAFETY: the Python caller gives the addresses of `torch_parallel_for` and `torch_get_num_threads`, which are
-    // functions of these types, do as `use_pool` asks, and are never unloaded.
-    unsafe {
-        let parallel_for =
-            std::mem::transmute::<*const c_void, cid_kernels::par::ParallelFor>(parallel_for as *const c_void);
-        let get_num_threads =
-            std::mem::transmute::<*const c_void, cid_kernels::par::GetNumThreads>(get_num_threads as *const c_void);
-        cid_kernels::par::use_pool(parallel_for, get_num_threads);
-    }
-    Ok(())
 }

@@ -323,7 +323,6 @@ mod tests {
     #[test]
     fn a_negative_label_is_named() {
         let error = class_(&[0.0_f32; 2], &[0.0_f32; 2], &[0, -3], [1, 1], IGNORED, &mut 0.0, None).unwrap_err();
-        let expected = "target: label -3 at index 1 is negative (accepted: 0 and above, or ignore_index -100)";
-        assert_eq!(error.to_string(), expected);
+        assert_eq!(error, Error::Label { label: -3, index: 1, classes: None, ignore_index: IGNORED });
     }
 }
