@@ -92,7 +92,7 @@ def labelled(label: int) -> Tensor:
 def test_labels_out_of_range(name: str, label: int, backend: str) -> None:
     contexts: list[dict[str, Tensor | None]] = [{"context": M}, {"context": None}] if name == "cid_loss" else [{}]
     for context in contexts:
-        with pytest.raises(ValueError, match=rf"^target: label {label} at index 2\b.*accepted: "):
+        with pytest.raises(ValueError, match=rf"^target: label {label} at index 2, accepted: 0 "):
             call(name, backend, target=labelled(label), **context)
 
 
@@ -138,11 +138,9 @@ def test_outputs_must_have_memory_of_their_own(backend: str) -> None:
 def test_outputs_must_not_overlap(backend: str) -> None:
     shared = torch.ones(C * D + C)
     numerator = shared[: C * D].view(C, D)
-    with pytest.raises(
-        ValueError, match=r"^(numerator|denominator): (overlaps|shares memory with) (numerator|denominator)"
-    ):
+    with pytest.raises(ValueError, match=r"^(numerator|denominator): overlaps (numerator|denominator) in memory"):
         call("accumulate_context", backend, numerator=numerator, denominator=shared[C * D - 1 : C * D + C - 1])
-    with pytest.raises(ValueError, match=r"^numerator: (overlaps|shares memory with) features"):
+    with pytest.raises(ValueError, match=r"^numerator: overlaps features in memory, accepted"):
         call("accumulate_context", backend, numerator=numerator, features=numerator[1:2], weights=W[:1], target=Y[:1])
     beside = shared[C * D :]
     call("accumulate_context", backend, numerator=numerator.zero_(), denominator=beside.zero_())

@@ -312,7 +312,7 @@ def test_negated_labels(call: Callable[..., Any], backend: str | None) -> None:
     """They are what PyTorch takes them for, not what lies in memory."""
     s, t, y = _inputs()
     torch.testing.assert_close(call(s, t, negative(y), backend), call(s, t, y, backend))
-    with pytest.raises(ValueError, match=r"^target: label -1 at index 1"):
+    with pytest.raises(ValueError, match=r"^target: label -1 at index 1, accepted: 0 "):
         call(s, t, torch._neg_view(y), backend)
 
 
@@ -323,7 +323,7 @@ def test_negated_sums(which: int, backend: str | None) -> None:
     s, t, y = _inputs()
     memory = [torch.zeros(C, C), torch.zeros(C)]
     sums = [torch._neg_view(x) if i == which else x for i, x in enumerate(memory)]
-    with pytest.raises(ValueError, match=r"^(numerator|denominator|context_sums): "):
+    with pytest.raises(ValueError, match=r"^(numerator|denominator): is a negated view"):
         _cid_loss(s, t, y, backend=backend or "auto", context_sums=tuple(sums))
     assert not any(x.any() for x in memory)
 

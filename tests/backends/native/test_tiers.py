@@ -87,12 +87,12 @@ def test_a_tier_that_is_not_there_is_refused(tier: str) -> None:
     """By a message that says what there is, and every time."""
     if tier in TIERS and not lacks(tier):
         pytest.skip(f"this CPU has {tier}")
-    why = "this CPU lacks it" if tier in TIERS else "no such tier"
-    there = [tier for tier in TIERS if not lacks(tier)]
-    assert answers(tier) == [f"CID_SIMD={tier}: {why} (accepted: {', '.join(there)})"] * 2
+    why = ", which this CPU lacks" if tier in TIERS else ""
+    there = [repr(tier) for tier in TIERS if not lacks(tier)]
+    assert answers(tier) == [f"CID_SIMD: got '{tier}'{why}, accepted: {', '.join(there)}"] * 2
 
 
 def test_a_loss_is_refused_too() -> None:
     done = run(LOSS, tier="sse9")
     assert done.returncode == 1
-    assert "RuntimeError: CID_SIMD=sse9: no such tier (accepted: " in done.stderr
+    assert "RuntimeError: CID_SIMD: got 'sse9', accepted: " in done.stderr
