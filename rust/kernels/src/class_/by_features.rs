@@ -1,4 +1,4 @@
-//! A class by its features: `D` is never computed.
+//! A class by its features: as many of them squared, where `D` has the samples squared.
 
 use fearless_simd::Level;
 use fearless_simd::prelude::*;
@@ -11,8 +11,8 @@ use crate::dispatch::dispatch;
 use crate::par::{self, Chunks};
 use crate::simd::{Element, Real, SumOfSquares, load, store};
 
-/// `||D||_F^2`, and the gradients of the samples, by way of `U'U`, with the teacher's and the student's features side by side in `U`: where there are
-/// many samples to a feature.
+/// `||D||_F^2`, and the gradients of the samples, by way of `U'U`, with the teacher's and the student's features side by
+/// side in `U`: where there are many samples to a feature.
 ///
 /// With `V` for `U` with the student's features negated, `D = U V'`, and so `||D||_F^2` is the sum of the squares
 /// of `U'U`, those of a teacher's feature with a student's counted negative, and `D F` is `V (U'F)`. In both, large
@@ -36,9 +36,9 @@ pub(super) fn by_features<E: Element>(
         elements,
         (Chunks::new(grams, 2 * AREA), Chunks::new(losses, 1)),
         || vec![0.0; 2 * AREA],
-        |panels, square, (grams, loss)| {
+        |panels, index, (grams, loss)| {
             loss[0] = dispatch!(level, simd => {
-                gram(simd, layout, features, Square::at(square), panels, grams)
+                gram(simd, layout, features, Square::at(index), panels, grams)
             });
         },
     );

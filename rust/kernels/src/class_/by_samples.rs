@@ -1,4 +1,4 @@
-//! A class by its samples: `D`, then `D F`.
+//! A class by its samples: `D`, a square at a time, then `D F`.
 
 use std::ops::Range;
 
@@ -40,9 +40,9 @@ pub(super) fn by_samples<E: Element>(
         elements,
         (Chunks::new(differences, 2 * AREA), Chunks::new(losses, 1), Chunks::new(radial, 2 * SIDE)),
         || vec![E::Real::default(); if strips > 1 { 2 * AREA } else { 0 }],
-        |cosines, square, (differences, loss, radial)| {
+        |cosines, index, (differences, loss, radial)| {
             loss[0] = dispatch!(level, simd => {
-                self::differences(simd, layout, features, samples, Square::at(square), cosines, differences, radial)
+                self::differences(simd, layout, features, samples, Square::at(index), cosines, differences, radial)
             });
         },
     );
@@ -112,7 +112,7 @@ impl<'a, R: Real> Images<'a, R> {
         Self { mirror, cosines: &mut cosines[..mirror + AREA], differences: &mut differences[..mirror + AREA] }
     }
 
-    /// Takes over the cosines of some rows from `i` and columns from `j`.
+    /// Writes what the cosines of a tile say, from row `i` and column `j` on, to both images.
     #[inline(always)]
     fn set_tile(
         &mut self,

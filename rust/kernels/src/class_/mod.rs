@@ -1,7 +1,8 @@
 //! Class representation: the mean over classes of `||Gt - Gs||_F^2 / n^2`, with `G` the cosines within a class.
 //!
-//! Class by class: its features are normalised, `D = Gt - Gs` is computed a square at a time, below the diagonal
-//! alone, and the gradient is `D F`. A class that is a small part of the work is one task from end to end, in memory
+//! Class by class: its features are normalised (`layout`), `D = Gt - Gs` is computed a square at a time, below the
+//! diagonal alone, and the gradient is `D F` (`by_samples`); a class of more samples than features goes by products of
+//! its features instead (`by_features`). A class that is a small part of the work is one task from end to end, in memory
 //! that stays in the cache of its thread; the rest are cut into tasks themselves, by the same code.
 
 mod by_features;
