@@ -1,4 +1,4 @@
-//! The types of elements.
+//! The types of elements: PyTorch's, and the Rust type that each is.
 
 /// An element type that a tensor may have here.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,3 +58,52 @@ impl DType {
         }
     }
 }
+
+/// Runs an expression with `$element` naming the Rust type of a checked float tensor.
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $call:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F32 => {
+                type $element = f32;
+                $call
+            }
+            $crate::dtype::DType::F64 => {
+                type $element = f64;
+                $call
+            }
+            $crate::dtype::DType::BF16 => {
+                type $element = cid_kernels::Bf16;
+                $call
+            }
+            $crate::dtype::DType::F16 => {
+                type $element = cid_kernels::F16;
+                $call
+            }
+            $crate::dtype::DType::I64 => unreachable!("floats alone were accepted"),
+        }
+    };
+}
+
+/// As `with_element`, of the student's type and the teacher's: the same, or either half beside an `f32`.
+macro_rules! with_elements {
+    ($dtype:expr, $teacher:expr, $element:ident, $other:ident => $call:expr) => {
+        match ($dtype, $teacher) {
+            ($crate::dtype::DType::F32, $crate::dtype::DType::BF16) => {
+                type $element = f32;
+                type $other = cid_kernels::Bf16;
+                $call
+            }
+            ($crate::dtype::DType::F32, $crate::dtype::DType::F16) => {
+                type $element = f32;
+                type $other = cid_kernels::F16;
+                $call
+            }
+            (dtype, _) => $crate::dtype::with_element!(dtype, $element => {
+                type $other = $element;
+                $call
+            }),
+        }
+    };
+}
+
+pub(crate) use {with_element, with_elements};

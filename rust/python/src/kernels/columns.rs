@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 use super::run;
+use crate::dtype::with_element;
 use crate::operands::Operands;
 
 /// The sum of each column, times a factor.

@@ -6,7 +6,7 @@ use pyo3::types::{PyFloat, PyInt};
 
 use super::run;
 use crate::dlpack::Output;
-use crate::dtype::{DType, FLOATS};
+use crate::dtype::{DType, FLOATS, with_elements};
 use crate::operands::{Operands, plain};
 
 /// Whether all arguments of the criterion are as its kernels and its products take them.

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use super::run;
 use crate::dlpack::Output;
+use crate::dtype::with_element;
 use crate::operands::Operands;
 
 /// Cross-entropy.

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::{reduction, run};
 use crate::dlpack::Output;
+use crate::dtype::with_elements;
 use crate::errors;
 use crate::operands::Operands;
 

@@ -8,53 +8,6 @@ use pyo3::prelude::*;
 
 use crate::errors;
 
-/// Runs an expression with `$element` naming the Rust type of a checked float tensor.
-macro_rules! with_element {
-    ($dtype:expr, $element:ident => $call:expr) => {
-        match $dtype {
-            crate::dtype::DType::F32 => {
-                type $element = f32;
-                $call
-            }
-            crate::dtype::DType::F64 => {
-                type $element = f64;
-                $call
-            }
-            crate::dtype::DType::BF16 => {
-                type $element = cid_kernels::Bf16;
-                $call
-            }
-            crate::dtype::DType::F16 => {
-                type $element = cid_kernels::F16;
-                $call
-            }
-            crate::dtype::DType::I64 => unreachable!("floats alone were accepted"),
-        }
-    };
-}
-
-/// As `with_element`, of the student's type and the teacher's: the same, or either half beside an `f32`.
-macro_rules! with_elements {
-    ($dtype:expr, $teacher:expr, $element:ident, $other:ident => $call:expr) => {
-        match ($dtype, $teacher) {
-            (crate::dtype::DType::F32, crate::dtype::DType::BF16) => {
-                type $element = f32;
-                type $other = cid_kernels::Bf16;
-                $call
-            }
-            (crate::dtype::DType::F32, crate::dtype::DType::F16) => {
-                type $element = f32;
-                type $other = cid_kernels::F16;
-                $call
-            }
-            (dtype, _) => with_element!(dtype, $element => {
-                type $other = $element;
-                $call
-            }),
-        }
-    };
-}
-
 pub mod class_;
 pub mod columns;
 pub mod context;
