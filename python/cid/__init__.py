@@ -29,10 +29,12 @@ __all__ = [
 if TYPE_CHECKING:
     from cid import functional
     from cid.context import ContextBank
-    from cid.distiller import Distiller, InterventionalStudent, teacher_outputs
+    from cid.distiller import Distiller
     from cid.functional import CIDOutput
     from cid.head import FoldedHead, InterventionalHead
     from cid.losses import CIDLoss, ClassLoss, KDLoss, SampleLoss
+    from cid.student import InterventionalStudent
+    from cid.teacher import teacher_outputs
 else:  # to a type checker a module with `__getattr__` has every name
     _MODULES = {
         "CIDLoss": "losses",
@@ -42,10 +44,10 @@ else:  # to a type checker a module with `__getattr__` has every name
         "Distiller": "distiller",
         "FoldedHead": "head",
         "InterventionalHead": "head",
-        "InterventionalStudent": "distiller",
+        "InterventionalStudent": "student",
         "KDLoss": "losses",
         "SampleLoss": "losses",
-        "teacher_outputs": "distiller",
+        "teacher_outputs": "teacher",
     }
 
     def __getattr__(name: str) -> Any:

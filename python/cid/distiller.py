@@ -2,163 +2,21 @@
 
 import copy
 import sys
-import threading
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, cast, overload
+from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from cid import _checks
-from cid.capture import Classifier, Layers, with_logits
+from cid.capture import Classifier, Layers
 from cid.functional import CIDOutput
-from cid.head import FoldedHead, InterventionalHead
+from cid.head import FoldedHead
 from cid.losses import CIDLoss, ignored_by_ddp
+from cid.student import InterventionalStudent, with_head
+from cid.teacher import _ask_teacher, teacher_outputs
 
-
-@torch.no_grad()
-def _ask_teacher(classifier: Classifier, teacher: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
-    """The teacher's features and logits, in eval mode."""
-    # Also where somebody called train() on the teacher, or on a part of it, behind our back.
-    if any(module.training for module in teacher.modules()):
-        teacher.eval()
-    return classifier.read(teacher, _in_type_of(teacher, x))
-
-
-def _in_type_of(model: nn.Module, x: Any) -> Any:
-    """A batch in the type of a model's parameters, if none of them has its own: a teacher may be kept in another."""
-    if isinstance(x, Mapping):
-        return {name: _in_type_of(model, value) for name, value in x.items()}
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        return x
-    first = None
-    for parameter in model.parameters():
-        if parameter.dtype == x.dtype:
-            return x
-        if first is None and parameter.dtype in _checks.FLOATS:
-            first = parameter.dtype
-    return x if first is None else x.to(first)
-
-
-def teacher_outputs(
-    teacher: nn.Module, x: Any, *, num_classes: int, teacher_layer: str | Sequence[str] | None = None
-) -> tuple[Tensor, Tensor]:
-    """What a `Distiller` reads off a teacher: the features (B, Dt) and the logits (B, C) of a batch.
-
-    The teacher runs, and stays, in eval mode, without gradients. See `cid.cache` for keeping what this yields.
-
-    Args:
-        teacher: A classifier.
-        x: The batch that it takes.
-        num_classes: C.
-        teacher_layer: Name of its classifying layer, where it is not the last fitting one, or a tuple of names; see
-            `Distiller`.
-
-    Raises:
-        ValueError: The teacher has no fitting layer, or not one that reads rows; the message lists what was found.
-
-    Example:
-        >>> teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
-        >>> [value.shape for value in teacher_outputs(teacher, torch.randn(8, 20), num_classes=5)]
-        [torch.Size([8, 64]), torch.Size([8, 5])]
-    """
-    return _ask_teacher(Classifier(teacher, teacher_layer, num_classes, "teacher"), teacher, x)
-
-
-class InterventionalStudent(nn.Module):
-    """A distilled student with its parts side by side: what a run saves, and what `fold` makes a model to ship of.
-
-    It maps an input to the interventional logits z, and stands on its own, with copies of the student, the head and the
-    contexts as they were; see `Distiller.student`.
-
-    Attributes:
-        model: The student.
-        layers: Its classifying layer, or layers; see `Distiller.student_layer`.
-        head: Its `InterventionalHead`.
-        context: M, shape (C, Ds), a buffer.
-    """
-
-    context: Tensor
-
-    def __init__(self, model: nn.Module, layers: Layers, head: InterventionalHead, context: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self._classifier = Classifier(model, layers, head.num_classes, "student").checked()
-        self.head = head
-        self.register_buffer("context", context)
-
-    @property
-    def layers(self) -> Layers:
-        """The name of the student's classifying layer, or a tuple of names."""
-        return self._classifier.layers
-
-    def forward(self, x: Any) -> Tensor:
-        """The interventional logits z of a batch, shape (B, C)."""
-        features, logits = self._classifier.read(self.model, x)
-        z: Tensor = self.head(features, logits, self.context)
-        return z
-
-    def fold(self) -> nn.Module:
-        """A copy of the model that yields z for its logits, by a `cid.FoldedHead`; see `Distiller.student`."""
-        return with_head(copy.deepcopy(self.model), self.layers, self.head.fold(self.context))
-
-
-def with_head(model: nn.Module, layers: Layers, head: FoldedHead) -> nn.Module:
-    """Attach a folded head to a model, in place: z takes the place of its logits."""
-    # Hooks, not other layers in their place: the layers keep their types, their weights their names.
-    classifier = Classifier(model, layers, head.weight.shape[0], "student")
-    holder = named = model.get_submodule(classifier.names[-1])
-    while isinstance(holder, nn.Sequential):  # calls all that is in it
-        holder = holder[-1]
-    holder.add_module("intervention", head)
-    if classifier.yields_logits and holder is named:
-        holder.register_forward_hook(_intervene, with_kwargs=True)
-        return model
-    replace = _Replace(classifier)
-    for name in classifier.names:
-        model.get_submodule(name).register_forward_pre_hook(partial(replace.keep, name), with_kwargs=True)
-    holder.register_forward_pre_hook(replace.keep_head)
-    model.register_forward_hook(replace.intervene)
-    return model
-
-
-def _intervene(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
-    """Without state, so that it can be copied, replicated, compiled, exported and called from several threads."""
-    (features,) = (*args, *kwargs.values())
-    z: Tensor = cast(nn.Module, layer.intervention)(features, logits)
-    return z
-
-
-class _Replace:
-    """Puts z where a model yields its logits, which are not a linear layer's output as it is.
-
-    What the layers read is kept until the model is done, for each thread by itself.
-    """
-
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
-        self.kept: dict[tuple[int, str | None], Any] = {}
-
-    def keep(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a layer."""
-        self.kept[_thread(), name] = next(iter((*args, *kwargs.values())))
-
-    def keep_head(self, holder: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the layer with the head: a replica has its own."""
-        self.kept[_thread(), None] = holder.intervention
-
-    def intervene(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """After the model."""
-        thread = _thread()
-        features = self.classifier.features([self.kept.pop((thread, name)) for name in self.classifier.names])
-        head = self.kept.pop((thread, None))
-        return with_logits(output, self.classifier.num_classes, lambda logits: head(features, logits))
-
-
-def _thread() -> int:
-    """Who calls: one model may serve several threads. A trace is made by one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+__all__ = ["Distiller", "InterventionalStudent", "teacher_outputs"]
 
 
 class Distiller(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cid import FoldedHead, InterventionalHead, InterventionalStudent
 from cid._errors import CheckpointError, ConfigError
-from cid.distiller import with_head
+from cid.student import with_head
 from cid.train.data import Dataset, Normalize, Preprocessing
 from cid.train.files import read_json, read_tensors, write_json, write_tensors
 from cid.train.models import InputSpec, build_model
