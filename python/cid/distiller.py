@@ -14,7 +14,7 @@ from cid.functional import CIDOutput
 from cid.head import FoldedHead
 from cid.losses import CIDLoss, ignored_by_ddp
 from cid.student import InterventionalStudent, with_head
-from cid.teacher import _ask_teacher, teacher_outputs
+from cid.teacher import ask_teacher, teacher_outputs
 
 __all__ = ["Distiller", "InterventionalStudent", "teacher_outputs"]
 
@@ -61,7 +61,7 @@ class Distiller(nn.Module):
         ignore_index: A label that marks a sample as unlabelled.
         label_smoothing: How much of ce goes to all classes alike, from 0 to 1.
         student_layer: Name of the student's classifying layer, where it is not the last fitting one, or a tuple.
-        teacher_layer: Likewise.
+        teacher_layer: Name of the teacher's classifying layer, or a tuple.
         teacher_dim: Dt, the size of the teacher's features; with `teacher=None` alone.
         backend: See `cid.functional`.
 
@@ -132,11 +132,10 @@ class Distiller(nn.Module):
             )
         if teacher is None and teacher_layer is not None:
             raise ValueError(f"teacher_layer: got {teacher_layer!r}, accepted: None where teacher is None")
-        _checks.size("num_classes", num_classes)
-        self._student = Classifier(student, student_layer, num_classes, "student")
+        self._student = Classifier(student, num_classes, student_layer, role="student")
         self._teacher = None
         if teacher is not None:
-            self._teacher = Classifier(teacher, teacher_layer, num_classes, "teacher")
+            self._teacher = Classifier(teacher, num_classes, teacher_layer, role="teacher")
             teacher_dim = self._teacher.dim
         assert teacher_dim is not None
         self.criterion = CIDLoss(
@@ -178,7 +177,7 @@ class Distiller(nn.Module):
 
     @property
     def teacher_layer(self) -> Layers | None:
-        """The teacher's likewise; None where there is no teacher."""
+        """The name of the teacher's classifying layer, or a tuple of names; None where there is no teacher."""
         return None if self._teacher is None else self._teacher.layers
 
     def train(self, mode: bool = True) -> "Distiller":
@@ -215,7 +214,7 @@ class Distiller(nn.Module):
         if teacher is None:
             if self.teacher_model is None or self._teacher is None:
                 raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
-            teacher = _ask_teacher(self._teacher, self.teacher_model, x)
+            teacher = ask_teacher(self._teacher, self.teacher_model, x)
         else:
             _checks.shape(
                 "teacher[0]", _checks.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)

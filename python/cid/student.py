@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cid.capture import Classifier, Layers, with_logits
+from cid.capture import Classifier, Layers
+from cid.capture.outputs import with_logits
 from cid.head import FoldedHead, InterventionalHead
 
 
@@ -30,7 +31,7 @@ class InterventionalStudent(nn.Module):
     def __init__(self, model: nn.Module, layers: Layers, head: InterventionalHead, context: Tensor) -> None:
         super().__init__()
         self.model = model
-        self._classifier = Classifier(model, layers, head.num_classes, "student").checked()
+        self._classifier = Classifier(model, head.num_classes, layers, role="student").checked()
         self.head = head
         self.register_buffer("context", context)
 
@@ -53,7 +54,7 @@ class InterventionalStudent(nn.Module):
 def with_head(model: nn.Module, layers: Layers, head: FoldedHead) -> nn.Module:
     """Attach a folded head to a model, in place: z takes the place of its logits."""
     # Hooks, not other layers in their place: the layers keep their types, their weights their names.
-    classifier = Classifier(model, layers, head.weight.shape[0], "student")
+    classifier = Classifier(model, head.weight.shape[0], layers, role="student")
     holder = named = model.get_submodule(classifier.names[-1])
     while isinstance(holder, nn.Sequential):  # calls all that is in it
         holder = holder[-1]

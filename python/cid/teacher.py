@@ -1,4 +1,4 @@
-"""What a teacher says of a batch."""
+"""The teacher's side of distillation: its features and logits of a batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from cid.capture import Classifier
 
 
 @torch.no_grad()
-def _ask_teacher(classifier: Classifier, teacher: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
+def ask_teacher(classifier: Classifier, teacher: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits, in eval mode."""
     # Also where somebody called train() on the teacher, or on a part of it, behind our back.
     if any(module.training for module in teacher.modules()):
@@ -56,4 +56,4 @@ def teacher_outputs(
         >>> [value.shape for value in teacher_outputs(teacher, torch.randn(8, 20), num_classes=5)]
         [torch.Size([8, 64]), torch.Size([8, 5])]
     """
-    return _ask_teacher(Classifier(teacher, teacher_layer, num_classes, "teacher"), teacher, x)
+    return ask_teacher(Classifier(teacher, num_classes, teacher_layer, role="teacher"), teacher, x)

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cid.capture.calls import _Call, _call, _run, _uncompiled
-from cid.capture.layers import _fitting, _is_a_product, _listing, _Size, _size, _tensors
-from cid.capture.lineage import _Lineage
-from cid.capture.outputs import _described, logits_key
+from cid import _checks
+from cid.capture.calls import Call, apply, run, uncompiled
+from cid.capture.layers import Size, fitting, is_product, listing, size_of, unsized
+from cid.capture.lineage import Lineage, Made
+from cid.capture.outputs import described, logits_key
 
 Layers = str | tuple[str, ...]
 
@@ -27,46 +28,67 @@ class Classifier:
 
     Args:
         model: A classifier; it is not kept.
-        layers: Name of its classifying layer, or a sequence of names. None for the last fitting one.
         num_classes: C.
-        role: What to call the model in errors, `"student"` or `"teacher"`.
+        layers: Name of its classifying layer, or a sequence of names. None for the last fitting one.
+        role: What errors call the model, and its layers: `"student"` has a `student_layer`.
 
     Attributes:
+        num_classes: C.
         layers: The name, or a tuple of names.
         names: The names, one or several.
         dim: D.
 
     Raises:
-        TypeError: `layers` has a wrong type.
-        ValueError: There is no such layer, or none that fits; the message lists what was found.
+        TypeError: An argument has a wrong type.
+        ValueError: An argument is out of range, or there is no such layer, or none that fits; the message lists what
+            was found.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 5))
+        >>> classifier = Classifier(model, num_classes=5)
+        >>> classifier.layers, classifier.dim
+        ('2', 16)
+        >>> features, logits = classifier.read(model, torch.randn(8, 20))
+        >>> features.shape, logits.shape
+        (torch.Size([8, 16]), torch.Size([8, 5]))
     """
 
     layers: Layers
 
-    def __init__(self, model: nn.Module, layers: str | Sequence[str] | None, num_classes: int, role: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        layers: str | Sequence[str] | None = None,
+        *,
+        role: str | None = None,
+    ) -> None:
+        _checks.size("num_classes", num_classes)
         self.num_classes = num_classes
-        self.role = role
-        self._named = isinstance(layers, str)
-        lazy = next((name for name, value in _tensors(model) if nn.parameter.is_lazy(value)), None)
+        self._role, self._argument = ("model", "layers") if role is None else (role, f"{role}_layer")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{self._role}: got {type(model).__name__}, accepted: torch.nn.Module")
+        lazy = unsized(model)
         if lazy is not None:
             raise ValueError(
-                f"{role}: {lazy!r} has no size yet, accepted: a model whose layers have theirs; run one batch through "
-                "it first"
+                f"{self._role}: {lazy!r} has no size yet, accepted: a model whose layers have theirs; run one batch "
+                "through it first"
             )
+        self._named = isinstance(layers, str)
         if layers is None:
-            fitting = _fitting(model, num_classes)
-            if not fitting:
+            found = fitting(model, num_classes)
+            if not found:
                 raise ValueError(
-                    f"{role}: no linear layer yields num_classes={num_classes} values; found: {_listing(model)}. "
-                    f"Name the classifying layer with {role}_layer"
+                    f"{self._role}: no linear layer yields num_classes={num_classes} values; found: {listing(model)}. "
+                    f"Name the classifying layer with {self._argument}"
                 )
-            self.layers = fitting[-1]
+            self.layers = found[-1]
         elif isinstance(layers, str):
             self.layers = layers
         elif isinstance(layers, Sequence) and layers and all(isinstance(name, str) for name in layers):
             self.layers = tuple(layers)
         else:
-            raise TypeError(f"{role}_layer: got {layers!r}, accepted: a name, a sequence of names, or None")
+            raise TypeError(f"{self._argument}: got {layers!r}, accepted: a name, a sequence of names, or None")
         self.names = (self.layers,) if isinstance(self.layers, str) else self.layers
         sizes = [self._size_of(model, name) for name in self.names]
         self._inputs = [(size.inputs, size.positions) for size in sizes]
@@ -84,11 +106,11 @@ class Classifier:
         self._checked_training = self._checked_eval = True
         return self
 
-    def _size_of(self, model: nn.Module, name: str) -> _Size:
-        argument, named = f"{self.role}_layer", dict(model.named_modules())
+    def _size_of(self, model: nn.Module, name: str) -> Size:
+        argument, named = self._argument, dict(model.named_modules())
         if name not in named:
-            raise ValueError(f"{argument}: got {name!r}, accepted: a module of the {self.role}: {_listing(model)}")
-        size = _size(named[name], self.num_classes)
+            raise ValueError(f"{argument}: got {name!r}, accepted: a module of the {self._role}: {listing(model)}")
+        size = size_of(named[name], self.num_classes)
         if size is None:
             raise ValueError(
                 f"{argument}: {name!r} is a {type(named[name]).__name__}, accepted: a linear layer, a 1 x 1 "
@@ -111,31 +133,32 @@ class Classifier:
         layers = [model.get_submodule(name) for name in self.names]
         checked = self._checked_training if model.training else self._checked_eval
         if torch.compiler.is_dynamo_compiling():
-            if all(_is_a_product(layer) for layer in layers):
+            if all(is_product(layer) for layer in layers):
                 return self._traced(model, layers, x, checked)
             kinds = ", ".join(type(layer).__name__ for layer in layers)
             torch._dynamo.graph_break(
                 msg=f"cid captures a {kinds} with hooks, parametrizations or a forward of its own by a hook"
             )
             if not checked:
-                first: tuple[Tensor, Tensor] = torch._dynamo.disable(self._first)(model, layers, x)  # type: ignore[no-untyped-call]
+                first: tuple[Tensor, Tensor] = torch._dynamo.disable(self._first)(model, x)  # type: ignore[no-untyped-call]
                 return first
         elif not checked:
-            return self._first(model, layers, x)
-        return self._parts(*_run(model, x, layers))
+            return self._first(model, x)
+        return self._parts(*run(model, x, layers, Call))
 
-    def _parts(self, output: Any, calls: list[list["_Call"]]) -> tuple[Tensor, Tensor]:
-        features = []
-        for name, made in zip(self.names, calls, strict=True):
-            if not made:
+    def _parts(self, output: Any, calls: Sequence[Call | Made | None]) -> tuple[Tensor, Tensor]:
+        made = []
+        for name, call in zip(self.names, calls, strict=True):
+            if call is None:
                 raise RuntimeError(
-                    f"{self.role}: its layer {name!r} was not called in the forward; name another layer, or, if the "
+                    f"{self._role}: its layer {name!r} was not called in the forward; name another layer, or, if the "
                     "model was compiled and is called by itself, too, compile the distiller instead"
                 )
-            features.append(made[-1].features)
+            made.append(call)
+        features = self.features([call.input for call in made])
         if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == self.num_classes:
-            return self.features(features), output
-        return self.features(features), self._logits(output, calls[-1][-1].output)
+            return features, output
+        return features, self._logits(output, made[-1].output)
 
     def features(self, read: Sequence[Any]) -> Tensor:
         """The representation, of what each layer reads."""
@@ -146,7 +169,7 @@ class Classifier:
         dim, positions = size
         if not isinstance(features, Tensor):
             raise ValueError(
-                f"{self.role}: the input of its layer {name!r} is a {type(features).__name__}, accepted: a tensor"
+                f"{self._role}: the input of its layer {name!r} is a {type(features).__name__}, accepted: a tensor"
             )
         if features.is_quantized:
             features = features.dequantize()
@@ -157,7 +180,7 @@ class Classifier:
         if features.ndim != 2 or features.shape[1] != dim:
             accepted = f"(B, {dim})" if features.ndim == 2 else "(B, D)"
             raise ValueError(
-                f"{self.role}: the input of its layer {name!r} has shape {tuple(features.shape)}, accepted: {accepted}"
+                f"{self._role}: the input of its layer {name!r} has shape {tuple(features.shape)}, accepted: {accepted}"
             )
         rows: Tensor = features
         return rows
@@ -166,22 +189,22 @@ class Classifier:
         key = logits_key(output, self.num_classes, made if self._named else None)
         if key is None:
             raise ValueError(
-                f"{self.role}: yields {_described(output)}, accepted: logits of shape (B, {self.num_classes}), or a "
+                f"{self._role}: yields {described(output)}, accepted: logits of shape (B, {self.num_classes}), or a "
                 "tuple, list or mapping that has them"
             )
         logits: Tensor = output if isinstance(output, Tensor) else output[key]
         return logits
 
-    def _first(self, model: nn.Module, layers: list[nn.Module], x: Any) -> tuple[Tensor, Tensor]:
-        """`read`, and whether the logits are the layer's; costs a few microseconds for each operation of the model."""
+    def _first(self, model: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
+        """Read, and look whether the logits are the layer's: a few microseconds for each operation of the model."""
         kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if model.training]
-        lineage, modules = _Lineage(self.num_classes), dict(model.named_modules())
+        lineage, modules = Lineage(self.num_classes), dict(model.named_modules())
         # Not all, which would hold all that the model computes.
-        watched = {name: m for name, m in modules.items() if name in self.names or _size(m, self.num_classes)}
+        watched = {name: m for name, m in modules.items() if name in self.names or size_of(m, self.num_classes)}
         try:
             # Of what runs compiled the lineage is not seen.
-            with _uncompiled(model), lineage:
-                output, made = _run(model, x, [*watched.values()], lineage)
+            with uncompiled(model), lineage:
+                output, made = run(model, x, [*watched.values()], lineage.made)
             calls = dict(zip(watched, made, strict=True))
             parts = self._parts(output, [calls[name] for name in self.names])
             if isinstance(self.layers, str):
@@ -198,31 +221,31 @@ class Classifier:
         return parts
 
     def _check(
-        self, model: nn.Module, name: str, lineage: "_Lineage", logits: Tensor, calls: Mapping[str, list["_Call"]]
+        self, model: nn.Module, name: str, lineage: Lineage, logits: Tensor, calls: Mapping[str, Made | None]
     ) -> None:
         """Raise an error unless the logits are made by the layer, and by nothing after it."""
-        makers = [other for other, made in calls.items() if made and lineage.leads(made[-1], logits)]
+        makers = [other for other, made in calls.items() if lineage.leads(made, logits)]
         if name not in makers:
             # Of those within each other the innermost, which has the weight; the model itself is no part of it.
             hint = f"It is that of {makers[-1]!r}: name this. " if makers and makers[-1] else ""
             raise ValueError(self._refusal(model, name, hint))
 
     def _refusal(self, model: nn.Module, name: str, hint: str = "") -> str:
-        fitting, argument = tuple(_fitting(model, self.num_classes)), f"{self.role}_layer"
+        found, argument = tuple(fitting(model, self.num_classes)), self._argument
         return (
-            f"{self.role}: what it yields is not the output of its layer {name!r} (or the mean of that over the "
+            f"{self._role}: what it yields is not the output of its layer {name!r} (or the mean of that over the "
             f"positions of an image), accepted as {argument}: a layer whose output it is. {self.num_classes} values "
-            f"come of {', '.join(map(repr, fitting)) or 'no linear layer'}. {hint}Or give names of layers as a tuple, "
-            f"say {argument}={fitting or (name,)!r}: what these read, side by side, is then the representation, and "
+            f"come of {', '.join(map(repr, found)) or 'no linear layer'}. {hint}Or give names of layers as a tuple, "
+            f"say {argument}={found or (name,)!r}: what these read, side by side, is then the representation, and "
             "what the model yields are its logits, whatever it makes them of"
         )
 
     def _traced(self, model: nn.Module, layers: list[Any], x: Any, checked: bool) -> tuple[Tensor, Tensor]:
-        """`read` in what `torch.compile` traces, without a break of the graph."""
-        lineage = _Lineage(self.num_classes, layers)
+        """Read in what `torch.compile` traces, without a break of the graph."""
+        lineage = Lineage(self.num_classes, layers)
         with lineage:
-            output = _call(model, x)
+            output = apply(model, x)
         parts = self._parts(output, lineage.calls)
-        if not checked and not lineage.leads(lineage.calls[0][-1], parts[1]):
+        if not checked and not lineage.leads(lineage.calls[0], parts[1]):
             raise ValueError(self._refusal(model, self.names[0]))
         return parts

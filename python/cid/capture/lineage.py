@@ -1,14 +1,12 @@
-"""Of which tensor another is a view or an average."""
+"""The lineage of logits: of which layer's output they are a view or an average."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-
-from cid.capture.calls import _Call, _version
 
 # What leaves the values of logits as they are, and in their order.
 _VIEWS = (
@@ -28,17 +26,39 @@ _KINDS: dict[Any, str] = {
 }
 
 
-class _Lineage(TorchFunctionMode):
-    """Of which tensor another is a view or an average, from what PyTorch computes within the block.
+class Made(NamedTuple):
+    """A call of a layer as a lineage knows it.
 
-    In a trace it keeps the layers' products as well: what hooks see, but without breaking a graph.
+    Attributes:
+        input: What the layer read.
+        output: What it yielded.
+        since: How many steps there were when it was done.
+        version: How often the output had been written by then.
     """
 
-    def __init__(self, num_classes: int, layers: Sequence[Any] = ()) -> None:
+    input: Any
+    output: Any
+    since: int
+    version: int
+
+
+class Lineage(TorchFunctionMode):
+    """Of which tensor another is a view or an average, from what PyTorch computes within the block.
+
+    Args:
+        num_classes: C: only what could be logits is looked at.
+        products: Linear layers and convolutions whose last calls are kept, from their products: what hooks see, but
+            without breaking a graph that is traced.
+
+    Attributes:
+        calls: The last call of each of `products`, or None.
+    """
+
+    def __init__(self, num_classes: int, products: Sequence[Any] = ()) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.weights = [(layer.weight, layer.bias) for layer in layers]
-        self.calls: list[list[_Call]] = [[] for _ in layers]
+        self.weights = [(layer.weight, layer.bias) for layer in products]
+        self.calls: list[Made | None] = [None for _ in products]
         # What came of what, by which kind of operation, and its version then.
         self.steps: list[tuple[Tensor, Tensor, str, int]] = []
 
@@ -48,13 +68,13 @@ class _Lineage(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         # As the layers themselves call them: who uses their weights otherwise is not the layer.
         if self.calls and (func is F.linear or func is F.conv2d) and len(args) >= 3:
-            for (weight, bias), made in zip(self.weights, self.calls, strict=True):
+            for i, (weight, bias) in enumerate(self.weights):
                 if args[1] is weight and args[2] is bias:
-                    if bias is None and made:  # the second could be anybody's
+                    if bias is None and self.calls[i] is not None:  # the second could be anybody's
                         raise RuntimeError(
                             "the weight of a layer without a bias is used twice: a hook must tell by whom"
                         )
-                    made.append(_Call(args[0], output, len(self.steps)))
+                    self.calls[i] = self.made(args[0], output)
         if args and isinstance(output, Tensor) and self.sees(output):
             if func in _KINDS:
                 self.steps.append((output, args[0], _KINDS[func], _version(output)))
@@ -62,12 +82,18 @@ class _Lineage(TorchFunctionMode):
                 self.steps.append((output, args[0], "changed", 0))
         return output
 
+    def made(self, input: Any, output: Any) -> Made:
+        """A call of a layer that is done now."""
+        return Made(input, output, len(self.steps), _version(output))
+
     def sees(self, tensor: Tensor) -> bool:
         """Whether a tensor could be logits, of a sample or of a position."""
         return tensor.ndim >= 2 and tensor.shape[1] == self.num_classes
 
-    def leads(self, call: _Call, logits: Tensor) -> bool:
+    def leads(self, call: Made | None, logits: Tensor) -> bool:
         """Whether logits are a layer's output, or its average over positions, and nothing was done to them besides."""
+        if call is None:
+            return False
         made, kinds, tensor = call.output, set(), logits
         for result, source, kind, _ in reversed(self.steps[call.since :]):
             if result is tensor:
@@ -81,6 +107,12 @@ class _Lineage(TorchFunctionMode):
         versions = {id(made): call.version} | {id(step[0]): step[3] for step in self.steps[call.since :]}
         changed = any(versions[id(value)] != _version(value) for value in (made, logits))
         return not changed and _is_average(made, logits, rectified="relu" in kinds)
+
+
+def _version(value: Any) -> int:
+    """How often a tensor was written, where that is counted."""
+    traced = torch.compiler.is_compiling() or not isinstance(value, Tensor) or value.is_inference()
+    return 0 if traced else value._version
 
 
 @torch.no_grad()

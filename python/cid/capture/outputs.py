@@ -48,7 +48,8 @@ def with_logits(output: Any, num_classes: int, z: Callable[[Tensor], Tensor]) ->
     return output
 
 
-def _described(output: Any) -> str:
+def described(output: Any) -> str:
+    """The type and the shapes of what a model yields, for an error's message."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     members = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
