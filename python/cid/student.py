@@ -1,4 +1,4 @@
-"""A distilled student with its head."""
+"""The distilled student: its model, and the head that puts interventional logits in the place of its own."""
 
 import copy
 import threading
@@ -62,10 +62,9 @@ def with_head(model: nn.Module, layers: Layers, head: FoldedHead) -> nn.Module:
     if classifier.yields_logits and holder is named:
         holder.register_forward_hook(_intervene, with_kwargs=True)
         return model
-    replace = _Replace(classifier)
+    replace = _Replace(classifier, next(name for name, module in model.named_modules() if module is head))
     for name in classifier.names:
         model.get_submodule(name).register_forward_pre_hook(partial(replace.keep, name), with_kwargs=True)
-    holder.register_forward_pre_hook(replace.keep_head)
     model.register_forward_hook(replace.intervene)
     return model
 
@@ -80,26 +79,29 @@ def _intervene(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
 class _Replace:
     """Puts z where a model yields its logits, which are not a linear layer's output as it is.
 
-    What the layers read is kept until the model is done, for each thread by itself.
+    What the layers read is kept until the model is done. It lies here, by thread, as no other place holds up: replicas
+    share their hooks and run in threads, one model may serve several of them, and what is thread-local or of a context
+    can neither be copied nor pickled.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, head: str) -> None:
         self.classifier = classifier
-        self.kept: dict[tuple[int, str | None], Any] = {}
+        self.head = head
+        self.kept: dict[tuple[int, str], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: nothing that a forward left here which failed half-way."""
+        return {**vars(self), "kept": {}}
 
     def keep(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a layer."""
         self.kept[_thread(), name] = next(iter((*args, *kwargs.values())))
 
-    def keep_head(self, holder: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the layer with the head: a replica has its own."""
-        self.kept[_thread(), None] = holder.intervention
-
     def intervene(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After the model."""
         thread = _thread()
         features = self.classifier.features([self.kept.pop((thread, name)) for name in self.classifier.names])
-        head = self.kept.pop((thread, None))
+        head = model.get_submodule(self.head)  # a replica has its own
         return with_logits(output, self.classifier.num_classes, lambda logits: head(features, logits))
 
 
