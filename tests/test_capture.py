@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -187,20 +188,26 @@ def _differ(compute: Callable[[int], Tensor], expected: list[Tensor]) -> list[in
                 wrong.append(i)
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(len(expected))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds: threads take turns within a forward
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(before)
     return wrong
 
 
-def test_replicas_keep_apart() -> None:
-    """Replicas share one dictionary of hooks and run in threads, as in nn.DataParallel."""
+@pytest.mark.parametrize("replicated", [True, False])
+def test_threads_keep_apart(replicated: bool) -> None:
+    """Replicas share one dictionary of hooks and run in threads, as in nn.DataParallel; a server shares the model."""
     net = Net()
-    replicas = [_replica(net) for _ in range(4)]
+    models = [_replica(net) if replicated else net for _ in range(4)]
     inputs = [rows() for _ in range(4)]
     expected = [net.body(x) for x in inputs]
-    assert not _differ(lambda i: capture(replicas[i], inputs[i], ["body", "head"])[1]["body"].output, expected)
+    assert not _differ(lambda i: capture(models[i], inputs[i], ["body", "head"])[1]["body"].output, expected)
     assert hooks(net) == 0
 
 

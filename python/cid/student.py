@@ -1,14 +1,13 @@
 """The distilled student: its model, and the head that puts interventional logits in the place of its own."""
 
 import copy
-import threading
 from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from cid.capture import Classifier, Layers
+from cid.capture.calls import thread
 from cid.capture.outputs import with_logits
 from cid.head import FoldedHead, InterventionalHead
 
@@ -95,16 +94,10 @@ class _Replace:
 
     def keep(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a layer."""
-        self.kept[_thread(), name] = next(iter((*args, *kwargs.values())))
+        self.kept[thread(), name] = next(iter((*args, *kwargs.values())))
 
     def intervene(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After the model."""
-        thread = _thread()
-        features = self.classifier.features([self.kept.pop((thread, name)) for name in self.classifier.names])
+        features = self.classifier.features([self.kept.pop((thread(), name)) for name in self.classifier.names])
         head = model.get_submodule(self.head)  # a replica has its own
         return with_logits(output, self.classifier.num_classes, lambda logits: head(features, logits))
-
-
-def _thread() -> int:
-    """Who calls: one model may serve several threads. A trace is made by one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -30,7 +30,8 @@ def capture(model: nn.Module, x: Any, layers: Sequence[str]) -> tuple[Any, dict[
 
     For losses on what lies between (hints, as FitNets match them), probes, and outputs to be stored. The model runs as
     it is called, `model(x)`, in its own mode, with gradients or without, as the caller has it; they flow through what
-    is captured. A layer's hooks are there during this call alone, and stay out of other threads' replicas.
+    is captured. Hooks are on the layers during this call alone; what other threads compute meanwhile, with the same
+    model or with replicas, is kept apart (not within what was compiled).
 
     Of a layer that is called several times, the last call counts. What is kept are the tensors themselves: one that a
     later operation writes to, as `nn.ReLU(inplace=True)` does, is found as that left it.
@@ -113,12 +114,21 @@ def apply(model: nn.Module, x: Any) -> Any:
 def _keeper(
     layer: nn.Module, calls: list[Kept | None], i: int, keep: Callable[[Any, Any], Kept]
 ) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # Replicas of one layer share their hooks: keep what this very one computes.
-        if module is layer:
+    caller = thread()
+
+    # Without an output it is called as another thread's, which has been removed between PyTorch's two looks at it.
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+        # Replicas of one layer share their hooks, and one model may serve several threads: keep what this very layer
+        # computes for this caller, where that is known.
+        if module is layer and (not caller or thread() in (0, caller)):
             calls[i] = keep(args[0] if args else next(iter(kwargs.values()), None), output)
 
     return hook
+
+
+def thread() -> int:
+    """The thread that calls; 0 in a trace, which can't ask."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class Classifier:
     (B, D), is what its classifying layer reads; of a 1 x 1 convolution, the mean over the positions; of a single token,
     (B, 1, D), the token.
 
-    That s is this layer's output, or its average over the positions, is looked at on the first batch in each mode. Not
+    On the first batch in each mode it is checked that s is this layer's output, or its average over the positions; not
     where the layers are given as a tuple: f is then what they read, side by side, whatever the model makes of it.
 
     Args:
