@@ -236,7 +236,7 @@ def write_cache(
     fingerprint: Mapping[str, Any],
     progress: Callable[[int, int], None] | None = None,
 ) -> TeacherCache:
-    """Writes a cache, or what is missing of one: after a kill or a full disk, call it again.
+    """Write a cache, or what is missing of one: after a kill or a full disk, call it again.
 
     Args:
         path: The folder: a new or an empty one, or that of a cache with this layout and fingerprint.
@@ -267,7 +267,7 @@ def write_cache(
             raise CacheError(f"{path}: exists and is no cache, accepted: a new folder")
         path.mkdir(parents=True, exist_ok=True)
         shards = {}
-    manifest = _Manifest(layout, made_from, shards)
+    manifest = _Manifest(made_from, layout, shards)
     manifest.write(path)
     every = list(layout._shards())
     for name, view, part in every:
@@ -351,17 +351,12 @@ def _is_whole(path: Path, sha: str) -> bool:
 
 @dataclass(frozen=True)
 class _Manifest:
-    layout: CacheLayout
     fingerprint: dict[str, Any]
+    layout: CacheLayout
     shards: dict[str, str]
 
     def write(self, path: Path) -> None:
-        content = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "layout": asdict(self.layout),
-            "shards": self.shards,
-        }
+        content = {"format": FORMAT, **asdict(self)}
         write_atomically(path / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -371,23 +366,21 @@ def _read_manifest(path: Path) -> _Manifest:
         raise CacheError(f"{path}: is no teacher cache, it has no {MANIFEST}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise CacheError(f"{file}: has format {content['format']}, accepted: {FORMAT}")
-        return _Manifest(CacheLayout(**content["layout"]), dict(content["fingerprint"]), dict(content["shards"]))
-    except CacheError:
-        raise
+        if content["format"] == FORMAT:
+            return _Manifest(dict(content["fingerprint"]), CacheLayout(**content["layout"]), dict(content["shards"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{file}: is no manifest of a teacher cache: {error!r}") from error
+    raise CacheError(f"{file}: has format {content['format']}, accepted: {FORMAT}")
 
 
 def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON, to compare with what does."""
+    """A fingerprint as a manifest gives it back: lists for tuples, texts for keys."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
     return plain
 
 
 def _refuse_other(path: Path, cached: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises a CacheError that names each entry that differs."""
+    """Raise a `CacheError` that names each entry that differs."""
     differ = [
         f"{name}: the cache has {_short(cached.get(name))}, here {_short(expected.get(name))}"
         for name in dict.fromkeys((*expected, *cached))
