@@ -102,7 +102,7 @@ class Classifier:
         return isinstance(self.layers, str) and not self._inputs[0][1]
 
     def checked(self) -> "Classifier":
-        """This, with nothing left to be looked at on the first batch."""
+        """The classifier itself, with nothing left to be checked on a first batch."""
         self._checked_training = self._checked_eval = True
         return self
 
