@@ -105,9 +105,11 @@ def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None 
 
 
 def _distill(options: argparse.Namespace) -> int:
-    from cid.train.results import table as report
+    from cid.train.folder import RunFolder
+    from cid.train.results import table
+    from cid.train.run.inputs import Inputs
     from cid.train.run.progress import make_observer
-    from cid.train.run.runner import Inputs, RunFolder, distill
+    from cid.train.run.runner import distill
 
     given = _given(options)
     if options.resume is not None:
@@ -127,7 +129,7 @@ def _distill(options: argparse.Namespace) -> int:
         if config.models.teacher_checkpoint is not None:
             inputs.given_teacher()  # which must not fail when the folder is there
         folder = RunFolder.create(path, inputs.config)
-    print(report.data_line(inputs.data.summary), flush=True)
+    print(table.data_line(inputs.data.summary), flush=True)
     try:
         with make_observer() as observer:
             results = distill(inputs, folder, observer)
@@ -135,7 +137,7 @@ def _distill(options: argparse.Namespace) -> int:
         code = error.exit_code if isinstance(error, InterruptedRunError) else 130
         print(f"cid: interrupted; go on with: cid distill --resume {folder.path}", file=sys.stderr)
         return code
-    print(f"\n{report.table(results)}\n")
+    print(f"\n{table.table(results)}\n")
     print(_closing(folder.path, config.method.methods[-1], config.run.seeds[0]))
     return 0
 
@@ -224,7 +226,8 @@ def _register_eval(subparsers: Subparsers) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from cid.train.run.runner import RunFolder, score_students
+    from cid.train.folder import RunFolder
+    from cid.train.results.scoring import score_students
 
     score_students(
         RunFolder(options.folder),
@@ -293,7 +296,7 @@ def _register_export(subparsers: Subparsers) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cid.train.run.runner import RunFolder
+    from cid.train.folder import RunFolder
     from cid.train.ship.export import ship
 
     folder = RunFolder(options.folder)

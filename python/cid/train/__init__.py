@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cid.train.networks import load_student
+    from cid.train.ship.predict import load_student
 
 __all__ = ["load_student"]
 
@@ -16,7 +16,7 @@ __all__ = ["load_student"]
 def __getattr__(name: str) -> Any:
     # Late, so that the command line can parse its options without PyTorch.
     if name == "load_student":
-        from cid.train.networks import load_student
+        from cid.train.ship.predict import load_student
 
         return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cid import FoldedHead, InterventionalHead, InterventionalStudent
 from cid._errors import CheckpointError, ConfigError
-from cid.student import with_head
-from cid.train.data import Dataset, Normalize, Preprocessing
+from cid.head import FoldedHead, InterventionalHead
+from cid.student import InterventionalStudent, with_head
+from cid.train.data import Dataset, Preprocessing
 from cid.train.files import read_json, read_tensors, write_json, write_tensors
 from cid.train.models import InputSpec, build_model
 
@@ -50,41 +50,38 @@ def save_network(path: Path, network: nn.Module, description: Description) -> No
         network: what a method's `predictor()` gave.
         description: how to rebuild it.
     """
-    content = to_json(description)
-    if isinstance(network, InterventionalStudent):
-        content["intervention"] = {"layer": network.layers, "temperature": network.head.temperature}
     # The description first: weights are never without it.
-    write_json(path.with_suffix(".json"), content)
+    write_json(path.with_suffix(".json"), to_json(description, network))
     write_tensors(path, network.state_dict())
 
 
-def to_json(description: Description) -> dict[str, Any]:
-    """The description as JSON holds it."""
-    return {"format": FORMAT, **asdict(description)}
+def to_json(description: Description, network: nn.Module) -> dict[str, Any]:
+    """The JSON of a network: its description, and how its interventional head is attached, if it has one."""
+    content = {"format": FORMAT, **asdict(description)}
+    if (student := interventional(network)) is not None:
+        content["intervention"] = {"layer": student.layers, "temperature": student.head.temperature}
+    return content
 
 
-def load_student(path: str | Path) -> nn.Module:
-    """A trained student, ready to predict: one in a run folder's `METHOD-seedN`, or what `cid export` wrote of it.
+def interventional(network: nn.Module) -> InterventionalStudent | None:
+    """The network as a student with an interventional head; None where it has none."""
+    return network if isinstance(network, InterventionalStudent) else None
 
-    The module, in eval mode on the CPU, maps images (B, channels, height, width), float with values in 0..1 (bytes
-    divided by `preprocessing.scale` of the JSON: 255, or 16 for the digits), to the logits that the student predicts
-    with: the interventional ones where CID trained it. It normalises by itself, as in training.
 
-    Args:
-        path: a `student.safetensors`, the folder that has one, or a file of `cid export --to safetensors`.
+def without_head(network: nn.Module) -> nn.Module | None:
+    """The student alone, which predicts with its own logits s; None where the network has no head to be without."""
+    student = interventional(network)
+    return None if student is None else student.model
 
-    Raises:
-        CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
-        ConfigError: the network's name is unknown, or timm is missing.
 
-    Example:
-        >>> from cid.train import load_student
-        >>> student = load_student("runs/demo/cid-seed0")  # doctest: +SKIP
-        >>> student(images).softmax(1)  # doctest: +SKIP
-    """
-    path = Path(path)
-    description, network = read_network(path / "student.safetensors" if path.is_dir() else path)
-    return nn.Sequential(Normalize(description.preprocessing), network).eval()
+def folded(network: nn.Module, description: Description) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with the contexts multiplied into its head, if it has one, and the JSON that `read_network` takes."""
+    content = to_json(description, network)
+    student = interventional(network)
+    if student is None:
+        return network, content
+    content["intervention"]["folded"] = True
+    return student.fold(), content
 
 
 def read_network(path: Path) -> tuple[Description, nn.Module]:

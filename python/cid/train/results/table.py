@@ -1,4 +1,4 @@
-"""The table and the curves of a run."""
+"""The table of a run: each method's accuracy over the seeds, and the differences, seed by seed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from cid._errors import CheckpointError
-from cid.train.files import read_json
+from cid.train.folder import TEACHER, Result
 
 
 def data_line(summary: Mapping[str, Any]) -> str:
@@ -20,68 +18,6 @@ def data_line(summary: Mapping[str, Any]) -> str:
     if left_out := summary["unreadable"]["count"]:
         parts.append(f"{left_out:,} unreadable and left out (see data.json)")
     return f"Images: {', '.join(parts)}"
-
-
-@dataclass(frozen=True)
-class WithoutHead:
-    """What a network of method cid yields without its interventional head: by the student's own logits s.
-
-    Attributes:
-        parameters: trainable values of the student.
-        test_accuracy: 0..1, from the same pass over the test data.
-        test_loss: mean cross-entropy.
-    """
-
-    parameters: int
-    test_accuracy: float
-    test_loss: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One network, trained and scored once on the test data.
-
-    Attributes:
-        name: its folder in the run.
-        method: how it was trained, or "teacher".
-        seed: of its weights, batches and augmentation.
-        parameters: trainable values in what predicts (for cid with the interventional head).
-        seconds: training time; 0 for a teacher that was loaded.
-        best_epoch: whose weights were kept, from 0; None for a teacher that was loaded.
-        validation_accuracy: of that epoch, 0..1.
-        test_accuracy: 0..1.
-        test_loss: mean cross-entropy.
-        without_head: the same of the same network without its head, if it has one.
-    """
-
-    name: str
-    method: str
-    seed: int
-    parameters: int
-    seconds: float
-    best_epoch: int | None
-    validation_accuracy: float
-    test_accuracy: float
-    test_loss: float
-    without_head: WithoutHead | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, path: Path) -> Result:
-        """Reads what `to_json` gave.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
-        content = read_json(path)
-        try:
-            own = content.get("without_head")
-            return cls(**{**content, "without_head": own and WithoutHead(**own)})
-        except (AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path}: is no result: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -166,7 +102,7 @@ def _row(method: str, group: list[Result]) -> Row:
 def differences(results: Iterable[Result]) -> list[Difference]:
     """Each row's method against each earlier one, seed by seed: what both share (weights, batches) cancels."""
     results = with_variants(results)
-    methods = [method for method in dict.fromkeys(result.method for result in results) if method != "teacher"]
+    methods = [method for method in dict.fromkeys(result.method for result in results) if method != TEACHER]
     by_key = {(result.method, result.seed): result.test_accuracy for result in results}
     pairs = [(later, earlier) for i, later in enumerate(methods) for earlier in methods[:i]]
     found: list[Difference] = []
@@ -244,61 +180,3 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         "differences": [asdict(difference) for difference in differences(results)],
         "networks": [result.to_json() for result in results],
     }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A metric by epoch, counted from 1: mean over the seeds, lowest and highest."""
-
-    epochs: list[int]
-    mean: list[float]
-    lowest: list[float]
-    highest: list[float]
-
-
-def curve(metrics: Iterable[dict[str, Any]], method: str, key: str) -> Curve:
-    """One metric of one method; an epoch that lacks it is left out."""
-    by_epoch: dict[int, list[float]] = {}
-    for line in metrics:
-        if line["method"] == method and key in line:
-            by_epoch.setdefault(line["epoch"] + 1, []).append(line[key])
-    epochs = sorted(by_epoch)
-    mean, lowest, highest = ([of(by_epoch[epoch]) for epoch in epochs] for of in (statistics.fmean, min, max))
-    return Curve(epochs, mean, lowest, highest)
-
-
-def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws validation accuracy and training loss by epoch: the mean over seeds, and the range as a band.
-
-    Args:
-        metrics: lines of the metrics file.
-        path: the image to write; its suffix names the format.
-    """
-    # The object interface: no window system is asked for, and no global state of pyplot's is touched.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, key, label in zip(
-        panels, ("val_accuracy", "loss"), ("validation accuracy", "training loss"), strict=True
-    ):
-        for method in dict.fromkeys(line["method"] for line in metrics):
-            _draw(axes, curve(metrics, method, key), method)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    panels[1].set_yscale("log")
-    for set_formatter in (panels[1].yaxis.set_major_formatter, panels[1].yaxis.set_minor_formatter):
-        set_formatter(ScalarFormatter())  # 3.0 reads better than 3 x 10^0
-    panels[0].set_title("The mean over seeds and their range", fontsize="medium")
-    panels[1].set_title("Losses of different methods are not comparable", fontsize="medium")
-    figure.savefig(path, dpi=120)
-
-
-def _draw(axes: Any, shown: Curve, method: str) -> None:
-    style = "--" if method == "teacher" else "-"
-    (line,) = axes.plot(shown.epochs, shown.mean, label=method, linestyle=style, linewidth=1.5)
-    axes.fill_between(shown.epochs, shown.lowest, shown.highest, color=line.get_color(), alpha=0.15, linewidth=0)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 # Fabric rather than Accelerate: it needs less around it (no client of a model hub), and of a training loop it takes
 # only what we want to give away: device, precision, launch and distributed backward. The loop stays readable here.
@@ -20,6 +18,7 @@ from cid._errors import InterruptedRunError, NonFiniteError
 from cid.train.config import OptimConfig
 from cid.train.data import Batch, Batches
 from cid.train.methods import Method, StepOutput
+from cid.train.results.scoring import evaluate
 from cid.train.run.checkpoint import Best, Checkpoint, Position
 from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
@@ -48,35 +47,6 @@ class Job:
     epochs: int
     optim: OptimConfig
     checkpoint_every: int | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy (0..1) and mean cross-entropy over a split."""
-
-    accuracy: float
-    loss: float
-
-
-def evaluate(predict: Callable[[Tensor], Tensor], batches: Batches) -> Score:
-    """Scores logits on a whole split; the caller sets the model's mode."""
-    (score,) = evaluate_each([predict], batches)
-    return score
-
-
-@torch.no_grad()
-def evaluate_each(predictors: Sequence[Callable[[Tensor], Tensor]], batches: Batches) -> list[Score]:
-    """Scores several predictors in one pass over a split."""
-    hits: list[Tensor | int] = [0] * len(predictors)
-    losses: list[Tensor | float] = [0.0] * len(predictors)
-    samples = 0
-    for inputs, target in batches.in_order():
-        for i, predict in enumerate(predictors):
-            logits = predict(inputs).float()
-            hits[i] = hits[i] + (logits.argmax(1) == target).sum()
-            losses[i] = losses[i] + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-        samples += len(target)
-    return [Score(float(hit) / samples, float(loss) / samples) for hit, loss in zip(hits, losses, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -216,7 +186,7 @@ class Trainer:
         """Scores the epoch, keeps it if it is the best, turns to the next and saves."""
         position, method = self._position, self._method
         self._wrapped.eval()
-        score = evaluate(self._predict, self._validation)
+        (score,) = evaluate([self._predict], self._validation)
         if not math.isfinite(score.loss):
             raise NonFiniteError(f"epoch {position.epoch}: the loss on the validation split is {score.loss}")
         ranking = (score.accuracy, -score.loss)

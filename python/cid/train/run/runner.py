@@ -4,246 +4,56 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
-from cid import InterventionalStudent
-from cid._errors import CheckpointError, ConfigError, DataError, InterruptedRunError
+from cid._errors import InterruptedRunError
 from cid.cache import TeacherCache
-from cid.train.config import Config, read_toml, resolve, to_toml
-from cid.train.data import READERS, Batches, Dataset, Split, load_dataset, mix_seed
-from cid.train.files import read_json, write_atomically, write_json
+from cid.train.config import Config
+from cid.train.data import Batches, Split, mix_seed
+from cid.train.files import write_atomically, write_json
+from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, network_name
 from cid.train.methods import METHODS, Ingredients, Labels, Method
-from cid.train.models import InputSpec, build_model, count_parameters
-from cid.train.networks import Description, load_teacher, read_network_for, save_network
-from cid.train.results import table as report
-from cid.train.results.table import Result, WithoutHead
-from cid.train.run.loop import Job, Trained, Trainer, evaluate, evaluate_each
+from cid.train.models import build_model, count_parameters
+from cid.train.networks import Description, load_teacher, save_network, without_head
+from cid.train.results import curves, table
+from cid.train.results.scoring import evaluate
+from cid.train.run.inputs import Inputs, cpu_threads
+from cid.train.run.loop import Job, Trained, Trainer
 from cid.train.run.progress import Observer
 from cid.train.run.signals import StopRequest
-from cid.train.run.teacher_cache import make_cache, open_cache
-
-
-class RunFolder:
-    """The files of a run.
-
-    Args:
-        path: the folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @staticmethod
-    def check_new(path: Path) -> None:
-        """Checks that nothing would be overwritten.
-
-        Raises:
-            ConfigError: the folder exists and is not empty, or is a file.
-        """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(
-                f"--out: got {path}, which exists, accepted: a new folder (or go on with --resume {path})"
-            )
-
-    @classmethod
-    def create(cls, path: Path, config: Config) -> RunFolder:
-        """Makes a new folder and writes the configuration.
-
-        Raises:
-            ConfigError: the folder exists and is not empty, or is a file.
-            OSError: it can't be written.
-        """
-        cls.check_new(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.toml", to_toml(config).encode())
-        return cls(path)
-
-    def keep_data(self, summary: dict[str, Any]) -> None:
-        """Writes what data the run is on, or compares it with what was written.
-
-        Raises:
-            DataError: the run began with other data.
-        """
-        file = self.path / "data.json"
-        if not file.is_file():
-            write_json(file, summary)
-        elif read_json(file) != summary:
-            raise DataError(f"{file}: is not of the images that are there now, on which the run can't go on")
-
-    def config(self, data_dir: str | None = None) -> Config:
-        """The configuration of the run.
-
-        Args:
-            data_dir: where the data set is now, if it was moved.
-
-        Raises:
-            ConfigError: the folder is no run.
-        """
-        file = self.path / "config.toml"
-        if not file.is_file():
-            raise ConfigError(f"got {self.path}, accepted: the folder of a run, which has a config.toml")
-        config = resolve({}, read_toml(file))
-        if data_dir is None:
-            return config
-        if config.data.name in READERS:
-            data = dataclasses.replace(config.data, dir=data_dir)
-        else:  # an image folder, which goes by its path
-            data = dataclasses.replace(config.data, name=data_dir)
-        return dataclasses.replace(config, data=data)
-
-    def network(self, name: str) -> Path:
-        """The folder of one network, made if need be."""
-        folder = self.path / name
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def results(self) -> list[Result]:
-        """What is done: the teacher first, then the students by method and seed."""
-        found = [Result.read(path) for path in self.path.glob("*/result.json")]
-        order = ["teacher", *METHODS]
-        return sorted(found, key=lambda result: (order.index(result.method), result.seed))
-
-    def students(self, method: str | None = None, seed: int | None = None) -> list[str]:
-        """The names of the saved students, of one method or seed alone if given, in the order of the configuration.
-
-        Raises:
-            ConfigError: the folder is no run.
-            CheckpointError: no such student is there.
-        """
-        config = self.config()
-        every = [(each, number) for each in config.method.methods for number in config.run.seeds]
-        wanted = [one for one in every if method in (None, one[0]) and seed in (None, one[1])]
-        saved = [
-            name
-            for name in (network_name(*one) for one in wanted)
-            if (self.path / name / "student.safetensors").is_file()
-        ]
-        if not saved:
-            names = ", ".join(network_name(*one) for one in every)
-            raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
-        return saved
-
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The metrics of every epoch; a line that a crash cut off is left out."""
-        lines: list[dict[str, Any]] = []
-        if self._metrics.is_file():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
-                with suppress(json.JSONDecodeError):
-                    lines.append(json.loads(line))
-        return lines
-
-    def rewind_metrics(self, name: str, epoch: int) -> None:
-        """Drops a network's metrics from `epoch` on: they are about to be computed again."""
-        kept = [line for line in self.metrics() if line["name"] != name or line["epoch"] < epoch]
-        write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-    def add_metrics(self, line: dict[str, Any]) -> None:
-        """Appends a line."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def make_fabric(config: Config) -> Fabric:
-    """Fabric for one device.
-
-    Raises:
-        ConfigError: the device is unknown or not there, or can't do the precision.
-    """
-    kind, _, index = config.run.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdecimal()):
-        raise ConfigError(f"--device: got {config.run.device!r}, accepted: auto, cpu, cuda, cuda:N or mps")
-    try:
-        fabric = Fabric(
-            accelerator=kind,
-            devices=[int(index)] if index else 1,
-            precision=config.run.precision,  # type: ignore[arg-type]  # checked against Fabric's names already
-        )
-    # Fabric has an exception of its own for each missing accelerator.
-    except Exception as error:
-        raise ConfigError(f"--device {config.run.device} --precision {config.run.precision}: {error}") from error
-    fabric.launch()
-    return fabric
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Within it PyTorch computes with `count` threads; None leaves their number alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+from cid.train.run.teacher_cache import make_cache
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run needs from outside, there before anything is written.
+class Network:
+    """One of the networks of a run.
 
     Attributes:
-        config: all settings.
-        fabric: the device.
-        data: the images, on it.
-        cache: the teacher's outputs on them, where the teacher is not to be run.
+        method: how it is trained, or that it is the teacher.
+        seed: of its weights, batches and augmentation.
+        model: its name, as `--student` takes it.
+        epochs: how long it is trained.
     """
 
-    config: Config
-    fabric: Fabric
-    data: Dataset
-    cache: TeacherCache | None = None
-
-    @classmethod
-    def load(cls, config: Config) -> Inputs:
-        """Finds the device, reads the data, tries the networks' names and opens the teacher's cache.
-
-        Its number of views becomes that of the configuration.
-
-        Raises:
-            ConfigError: a device or a network is unknown.
-            DataError: images are missing or damaged.
-            CheckpointError: the cache, or the teacher's weights for it, are missing, damaged, or don't fit.
-        """
-        fabric = make_fabric(config)
-        inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
-        for name in (config.models.teacher, config.models.student):
-            build_model(name, inputs.spec)
-        if config.models.teacher_cache is None:
-            return inputs
-        cache = open_cache(config, inputs.data, inputs.given_teacher())
-        views = dataclasses.replace(config.data, views=cache.layout.views)
-        return dataclasses.replace(inputs, config=dataclasses.replace(config, data=views), cache=cache)
-
-    def given_teacher(self) -> nn.Module:
-        """The teacher of `--teacher-checkpoint`, on the device.
-
-        Raises:
-            ConfigError: none was given.
-            CheckpointError: the file is missing, damaged, or of another network.
-        """
-        models = self.config.models
-        if models.teacher_checkpoint is None:
-            raise ConfigError("--teacher-checkpoint: not given, accepted: safetensors file with the teacher's weights")
-        network = build_model(models.teacher, self.spec).to(self.fabric.device)
-        load_teacher(Path(models.teacher_checkpoint), network, models.teacher)
-        return network.eval()
+    method: str
+    seed: int
+    model: str
+    epochs: int
 
     @property
-    def spec(self) -> InputSpec:
-        """What the networks read and yield."""
-        return InputSpec(self.data.channels, self.data.size, len(self.data.classes))
+    def name(self) -> str:
+        """What messages and the run's folder call it."""
+        return TEACHER if self.method == TEACHER else network_name(self.method, self.seed)
+
+    @property
+    def key(self) -> dict[str, str | int | None]:
+        """What each line of its metrics begins with; the teacher is every seed's."""
+        return {"name": self.name, "method": self.method, "seed": None if self.method == TEACHER else self.seed}
 
 
 @dataclass
@@ -285,30 +95,24 @@ class Run:
         """How to rebuild a network of this run."""
         return Description(model, self.data.classes, self.data.channels, self.data.size, self.data.preprocessing)
 
-    def train(self, job: Job, method: Method, seed: int) -> Trained:
+    def train(self, network: Network, method: Method) -> Trained:
         """Trains one network."""
+        config, name = self.config, network.name
         trainer = Trainer(
             self.fabric,
-            job,
+            Job(name, self.folder.network(name), network.epochs, config.optim, config.run.checkpoint_every),
             method,
-            batches=self.batches(self.data.train, seed, self.inputs.cache),
-            validation=self.batches(self.data.validation, seed),
+            batches=self.batches(self.data.train, network.seed, self.inputs.cache),
+            validation=self.batches(self.data.validation, network.seed),
             observer=self.observer,
-            record=lambda metrics: self.folder.add_metrics({**_identity(job.name), **metrics}),
+            record=lambda metrics: self.folder.add_metrics({**network.key, **metrics}),
             stop=self.stop,
         )
-        self.folder.rewind_metrics(job.name, trainer.position.epoch)
+        self.folder.rewind_metrics(name, trainer.position.epoch)
         return trainer.train()
 
 
-def network_name(method: str, seed: int) -> str:
-    """What a student is called: its folder in the run."""
-    return f"{method}-seed{seed}"
-
-
-def _identity(name: str) -> dict[str, Any]:
-    method, _, seed = name.partition("-seed")
-    return {"name": name, "method": method, "seed": int(seed) if seed else None}
+# --- the acts --------------------------------------------------------------------------------------------------------
 
 
 def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Result]:
@@ -337,46 +141,40 @@ def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Resul
 
 def write_report(folder: RunFolder, results: list[Result]) -> None:
     """Writes table and curves."""
-    write_atomically(folder.path / "table.txt", (report.table(results) + "\n").encode())
-    write_json(folder.path / "table.json", report.summary(results))
+    write_atomically(folder.path / "table.txt", (table.table(results) + "\n").encode())
+    write_json(folder.path / "table.json", table.summary(results))
     if metrics := folder.metrics():
-        report.plot_curves(metrics, folder.path / "curves.png")
+        curves.plot_curves(metrics, folder.path / "curves.png")
 
 
 def prepare_teacher(run: Run) -> nn.Module:
     """The teacher, trained, loaded from where it was trained earlier, or from the given file."""
     config = run.config
-    seed = config.run.seeds[0]
-    torch.manual_seed(seed)
-    network = build_model(config.models.teacher, run.spec).to(run.fabric.device)
-    folder = run.folder.network("teacher")
-    path = folder / "teacher.safetensors"
-    given = config.models.teacher_checkpoint
-    if (folder / "result.json").is_file():
-        load_teacher(path, network, config.models.teacher)
+    optim, model, given = config.optim, config.models.teacher, config.models.teacher_checkpoint
+    teacher = Network(TEACHER, config.run.seeds[0], model, optim.teacher_epochs or optim.epochs)
+    torch.manual_seed(teacher.seed)
+    network = build_model(model, run.spec).to(run.fabric.device)
+    if run.folder.is_done(TEACHER):
+        load_teacher(run.folder.weights(TEACHER), network, model)
         return network.eval()
-    if given is not None:
-        load_teacher(Path(given), network, config.models.teacher)
-        method: Method = Labels(network).eval()
-        trained = None
+    method, trained = Labels(network), None
+    if given is None:
+        trained = run.train(teacher, method)
     else:
-        epochs = config.optim.teacher_epochs or config.optim.epochs
-        job = Job("teacher", folder, epochs, config.optim, config.run.checkpoint_every)
-        method = Labels(network)
-        trained = run.train(job, method, seed)
-    _finish(run, "teacher", method, path, trained)
+        load_teacher(Path(given), network, model)
+    finish(run, teacher, method.predictor(), trained)
     return network.eval()
 
 
 def train_student(run: Run, teacher: nn.Module, method_name: str, seed: int) -> None:
     """One student, unless it is done."""
-    name, config = network_name(method_name, seed), run.config
-    folder = run.folder.network(name)
-    if (folder / "result.json").is_file():
+    config = run.config
+    network = Network(method_name, seed, config.models.student, config.optim.epochs)
+    if run.folder.is_done(network.name):
         return
     # Before anything else is drawn, so that a seed's students start from the same weights by every method.
     torch.manual_seed(seed)
-    student = build_model(config.models.student, run.spec).to(run.fabric.device)
+    student = build_model(network.model, run.spec).to(run.fabric.device)
     # A copy: a method may change the teacher's flags, and none must see what another one did.
     cache = run.inputs.cache
     ingredients = (
@@ -386,44 +184,49 @@ def train_student(run: Run, teacher: nn.Module, method_name: str, seed: int) -> 
     )
     method = METHODS[method_name](ingredients)
     torch.manual_seed(mix_seed(seed, 1))
-    job = Job(name, folder, config.optim.epochs, config.optim, config.run.checkpoint_every)
-    trained = run.train(job, method, seed)
-    _finish(run, name, method, folder / "student.safetensors", trained)
+    trained = run.train(network, method)
+    finish(run, network, method.predictor(), trained)
 
 
-def _finish(run: Run, name: str, method: Method, path: Path, trained: Trained | None) -> None:
-    """Exports a network to `path`, scores it on the test data, the only time, and marks it as done."""
-    identity = _identity(name)
-    models = run.config.models
-    model = models.teacher if name == "teacher" else models.student
-    # Whatever the precision in training, what leaves it is float32, and scored as that.
-    predictor = method.predictor().float().eval()
-    save_network(path, predictor, run.describe(model))
-    without_head = predictor.model if isinstance(predictor, InterventionalStudent) else None
-    test, *own = evaluate_each([predictor, *filter(None, [without_head])], run.batches(run.data.test, 0))
-    validation = trained.validation if trained else evaluate(predictor, run.batches(run.data.validation, 0)).accuracy
-    result = Result(
-        name=name,
-        method=identity["method"],
-        seed=run.config.run.seeds[0] if identity["seed"] is None else identity["seed"],
-        parameters=count_parameters(predictor),
-        seconds=trained.seconds if trained else 0.0,
-        best_epoch=trained.best_epoch if trained else None,
-        validation_accuracy=validation,
-        test_accuracy=test.accuracy,
-        test_loss=test.loss,
-        without_head=WithoutHead(count_parameters(without_head), own[0].accuracy, own[0].loss)
-        if without_head
-        else None,
-    )
-    write_json(run.folder.network(name) / "result.json", result.to_json())
+def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> None:
+    """Saves a network, scores it on the test data, the only time, and marks it as done.
+
+    Raises:
+        InterruptedRunError: a signal came.
+    """
+    name = network.name
+    predictor = predictor.float().eval()  # whatever the precision in training, what leaves it is float32
+    folder = run.folder.network(name)
+    save_network(run.folder.weights(name), predictor, run.describe(network.model))
+    result = score(run, network, predictor, trained)
+    write_json(folder / "result.json", result.to_json())
     run.observer.finish(
         name,
-        f"{model}, {result.parameters:,} parameters, accuracy {test.accuracy:.2%} (test), {validation:.2%} "
-        f"(validation), {result.seconds:.1f} s",
+        f"{network.model}, {result.parameters:,} parameters, accuracy {result.test_accuracy:.2%} (test), "
+        f"{result.validation_accuracy:.2%} (validation), {result.seconds:.1f} s",
     )
     if run.stop.signal_number is not None:
         raise InterruptedRunError(name, run.stop.signal_number)
+
+
+def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> Result:
+    """The result of a network that predicts as `predictor` does; `trained` is None where it was given."""
+    own = without_head(predictor)
+    test, *own_test = evaluate([predictor, *filter(None, [own])], run.batches(run.data.test, 0))
+    if trained is None:
+        (validation,) = evaluate([predictor], run.batches(run.data.validation, 0))
+    return Result(
+        name=network.name,
+        method=network.method,
+        seed=network.seed,
+        parameters=count_parameters(predictor),
+        seconds=trained.seconds if trained else 0.0,
+        best_epoch=trained.best_epoch if trained else None,
+        validation_accuracy=trained.validation if trained else validation.accuracy,
+        test_accuracy=test.accuracy,
+        test_loss=test.loss,
+        without_head=WithoutHead(count_parameters(own), own_test[0].accuracy, own_test[0].loss) if own else None,
+    )
 
 
 def cache_teacher(
@@ -434,34 +237,3 @@ def cache_teacher(
     with cpu_threads(config.run.threads):
         teacher = inputs.given_teacher()
         return make_cache(config, inputs.data, teacher, out, dtype=dtype, top_k=top_k, progress=progress)
-
-
-def score_students(
-    folder: RunFolder,
-    *,
-    method: str | None,
-    seed: int | None,
-    data_dir: str | None,
-    report_score: Callable[[str, float], None],
-) -> None:
-    """Scores saved students of a run on its test data.
-
-    Args:
-        folder: of the run.
-        method: only this method's.
-        seed: only this seed's.
-        data_dir: where the data set is now, if it was moved.
-        report_score: takes the name and the accuracy of each.
-
-    Raises:
-        CheckpointError: no such student is there.
-        ConfigError: the data is not what the students were trained for.
-        DataError: images are missing or damaged.
-    """
-    names = folder.students(method, seed)
-    config = folder.config(data_dir)
-    data = load_dataset(config.data)
-    batches = Batches(data.test, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
-    for name in names:
-        network = read_network_for(folder.path / name / "student.safetensors", data)
-        report_score(name, evaluate(network, batches).accuracy)

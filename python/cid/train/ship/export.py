@@ -14,13 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cid import InterventionalStudent
 from cid._errors import ConfigError, RunError
 from cid.train.config import EXPORTS
 from cid.train.data import Normalize
 from cid.train.files import separate, write_atomically
-from cid.train.networks import Description, read_network, to_json
-from cid.train.run.runner import RunFolder
+from cid.train.folder import RunFolder
+from cid.train.networks import Description, folded, read_network, to_json, without_head
 
 # How far logits may be from PyTorch's, by the largest of them (or 1): another program sums in another order.
 TOLERANCE = 1e-4
@@ -53,17 +52,12 @@ def ship(folder: RunFolder, *, to: str, method: str, seed: int | None, head: boo
         raise ConfigError(f"--out: got {path}, which exists, accepted: a new file")
     if not path.parent.is_dir():
         raise ConfigError(f"--out: got {path}, accepted: a file in a folder that exists")
-    description, network = read_network(folder.path / name / "student.safetensors")
-    about = to_json(description)
-    if isinstance(network, InterventionalStudent) and head:
-        about["intervention"] = {
-            "layer": network.layers,
-            "temperature": network.head.temperature,
-            "folded": True,
-        }
-        network = network.fold()
-    elif isinstance(network, InterventionalStudent):
-        network = network.model
+    description, network = read_network(folder.weights(name))
+    if head:
+        network, about = folded(network, description)
+    else:
+        network = without_head(network) or network
+        about = to_json(description, network)
     content = WRITERS[to](network, description, json.dumps(about))
     write_atomically(path, content)
     channels, (height, width) = description.channels, description.size

@@ -12,7 +12,9 @@ from torch import Tensor
 from cid._errors import ConfigError
 from cid.train.config import METHODS, to_toml
 from cid.train.files import write_atomically
+from cid.train.folder import TEACHER
 from cid.train.results import table as report
+from cid.train.results.curves import curve
 from cid.train.results.page.draw import (
     SHOWN_CLASSES,
     SIZE,
@@ -27,7 +29,7 @@ from cid.train.results.page.draw import (
 )
 from cid.train.results.page.gather import SAMPLES, RunNumbers, Sample, gather
 
-COLOURS = {name: number for number, name in enumerate(("teacher", *METHODS))}
+COLOURS = {name: number for number, name in enumerate((TEACHER, *METHODS))}
 TERMS = ("ce", "kd", "sample", "class")
 
 
@@ -187,10 +189,10 @@ class Section:
             ("Validation accuracy, %", "val_accuracy", lambda share: f"{100 * share:.4g}", False),
             ("Validation loss", "val_loss", _significant, True),
         ):
-            curves = {method: report.curve(metrics, method, key) for method in methods}
+            curves = {method: curve(metrics, method, key) for method in methods}
             yield line_chart(title, curves, styles, show, log=log)
-        curves = {term: report.curve(metrics, "cid", term) for term in TERMS}
-        curves = {term: curve for term, curve in curves.items() if curve.epochs}
+        curves = {term: curve(metrics, "cid", term) for term in TERMS}
+        curves = {term: shown for term, shown in curves.items() if shown.epochs}
         if curves:
             styles = {term: Style(_colour("cid"), number) for number, term in enumerate(curves)}
             yield line_chart("Terms of cid's loss, before their weights", curves, styles, _significant, log=True)

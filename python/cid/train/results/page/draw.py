@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from cid.train.results.curves import Curve
 from cid.train.results.page.gather import others
-from cid.train.results.table import Curve
 
 # --- line charts -----------------------------------------------------------------------------------------------------
 

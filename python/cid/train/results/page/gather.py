@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cid import InterventionalStudent
 from cid._errors import CheckpointError, ConfigError
 from cid.train.config import Config
-from cid.train.data import Batches, Dataset, Split, load_dataset
-from cid.train.networks import read_network_for
-from cid.train.results.table import Result
-from cid.train.run.runner import RunFolder, network_name
+from cid.train.data import Split, load_dataset
+from cid.train.folder import TEACHER, Result, RunFolder, network_name
+from cid.train.networks import interventional, read_network_for
+from cid.train.results.scoring import accuracy, all_logits, right, test_batches
 
 SAMPLES = 12  # shown of each kind of change
 
@@ -159,16 +158,18 @@ def gather(
     results = _results(path, config)
     metrics = _metrics(folder, results)
     data = load_dataset(config.data)
-    batches = Batches(data.test, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
+    batches = test_batches(config, data)
     confusions: dict[str, list[Tensor]] = {}
-    interventional: dict[str, InterventionalAnswers] = {}
+    students: dict[str, Answers] = {}
     for result in results:
         scoring(str(path / result.name))
-        answers = ask(_weights(path, result), data, batches)
-        _check_accuracy(path, result, answers.z, data.test.labels)
-        confusions.setdefault(result.method, []).append(confusion(answers.z, data.test.labels))
-        if isinstance(answers, InterventionalAnswers):
-            interventional[result.name] = answers
+        network = read_network_for(folder.weights(result.name), data)
+        student = interventional(network)
+        z, *own = all_logits([network] if student is None else [network, student.model], batches)
+        _check_accuracy(path, result, z, data.test.labels)
+        confusions.setdefault(result.method, []).append(confusion(z, data.test.labels))
+        if student is not None:
+            students[result.name] = Answers(z, own[0], student.context, student.head.temperature)
     return RunNumbers(
         title=title,
         config=config,
@@ -178,17 +179,13 @@ def gather(
         test_images=len(data.test),
         scale=data.preprocessing.scale,
         confusions={method: _mean(each) for method, each in confusions.items()},
-        intervention=_intervention(interventional, data.test) if interventional else None,
+        intervention=_intervention(students, data.test) if students else None,
     )
-
-
-def _weights(path: Path, result: Result) -> Path:
-    return path / result.name / ("teacher.safetensors" if result.method == "teacher" else "student.safetensors")
 
 
 def _results(path: Path, config: Config) -> list[Result]:
     names = [network_name(method, seed) for method in config.method.methods for seed in config.run.seeds]
-    files = [path / name / "result.json" for name in ("teacher", *names)]
+    files = [path / name / "result.json" for name in (TEACHER, *names)]
     missing = [file.parent.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(
@@ -212,63 +209,29 @@ def _metrics(folder: RunFolder, results: list[Result]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network says about the test data.
+    """What an interventional student says about the test data.
 
     Attributes:
         z: (N, C), the logits that it predicts with.
-    """
-
-    z: Tensor
-
-
-@dataclass(frozen=True)
-class InterventionalAnswers(Answers):
-    """Likewise, where an intervention makes z of the student's own logits.
-
-    Attributes:
         s: (N, C), the student's own logits.
         context: M, (C, Ds).
         temperature: T.
     """
 
+    z: Tensor
     s: Tensor
     context: Tensor
     temperature: float
 
 
-@torch.no_grad()
-def ask(path: Path, data: Dataset, batches: Batches) -> Answers:
-    """Asks a saved network about all test samples.
-
-    Args:
-        path: its `.safetensors`.
-        data: to check that it is the network's.
-        batches: of the test split.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or does not fit.
-        ConfigError: the data is not what the network was trained for.
-    """
-    network = read_network_for(path, data)
-    if not isinstance(network, InterventionalStudent):
-        return Answers(torch.cat([network(x) for x, _ in batches.in_order()]))
-    both = [(network(x), network.model(x)) for x, _ in batches.in_order()]
-    z, s = map(torch.cat, zip(*both, strict=True))
-    return InterventionalAnswers(z, s, network.context, network.head.temperature)
-
-
 def _check_accuracy(path: Path, result: Result, logits: Tensor, labels: Tensor) -> None:
     """The same images give the same accuracy, but for what another device rounds otherwise."""
-    accuracy = _accuracy(logits, labels)
-    if abs(accuracy - result.test_accuracy) > max(0.01, 1.5 / len(labels)):
+    scored = accuracy(logits, labels)
+    if abs(scored - result.test_accuracy) > max(0.01, 1.5 / len(labels)):
         raise ConfigError(
-            f"{path / result.name}: scores {accuracy:.2%} on the test data, and {result.test_accuracy:.2%} when it was "
+            f"{path / result.name}: scores {scored:.2%} on the test data, and {result.test_accuracy:.2%} when it was "
             "trained: the data is not the run's (see --data-dir)"
         )
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).double().mean())
 
 
 # --- by class --------------------------------------------------------------------------------------------------------
@@ -315,7 +278,7 @@ def others(matrix: Tensor) -> Tensor:
 # --- the intervention ------------------------------------------------------------------------------------------------
 
 
-def _intervention(students: dict[str, InterventionalAnswers], test: Split) -> Intervention:
+def _intervention(students: dict[str, Answers], test: Split) -> Intervention:
     labels = test.labels
     return Intervention(
         temperature=next(iter(students.values())).temperature,
@@ -332,7 +295,7 @@ def _mean(matrices: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(matrices)).mean(0)
 
 
-def confounders(students: dict[str, InterventionalAnswers], labels: Tensor) -> list[Confounder]:
+def confounders(students: dict[str, Answers], labels: Tensor) -> list[Confounder]:
     """Of each class that has test samples, the strongest first."""
     each = [mixing(answers.s, labels, answers.temperature) for answers in students.values()]
     weights = _mean(each)
@@ -355,24 +318,24 @@ def confounders(students: dict[str, InterventionalAnswers], labels: Tensor) -> l
     return sorted(found, key=lambda confounder: -confounder.weight)
 
 
-def _student(name: str, answers: InterventionalAnswers, labels: Tensor) -> Student:
-    own, final = answers.s.argmax(1), answers.z.argmax(1)
-    before, after = own == labels, final == labels
+def _student(name: str, answers: Answers, labels: Tensor) -> Student:
+    before, after = right(answers.s, labels), right(answers.z, labels)
+    moved = answers.s.argmax(1) != answers.z.argmax(1)
     return Student(
         name=name,
-        own_accuracy=_accuracy(answers.s, labels),
-        accuracy=_accuracy(answers.z, labels),
+        own_accuracy=accuracy(answers.s, labels),
+        accuracy=accuracy(answers.z, labels),
         mended=int((~before & after).sum()),
         broken=int((before & ~after).sum()),
-        still_wrong=int((~before & ~after & (own != final)).sum()),
+        still_wrong=int((~before & ~after & moved).sum()),
     )
 
 
-def changed(students: dict[str, InterventionalAnswers], test: Split, *, mended: bool) -> list[Sample]:
+def changed(students: dict[str, Answers], test: Split, *, mended: bool) -> list[Sample]:
     """Images that z gets right and s wrong (or the other way round), each once, the most confident first."""
     found: list[Sample] = []
     for name, answers in students.items():
-        before, after = answers.s.argmax(1) == test.labels, answers.z.argmax(1) == test.labels
+        before, after = right(answers.s, test.labels), right(answers.z, test.labels)
         chosen = ~before & after if mended else before & ~after
         found += [_sample(index, name, answers, test) for index in chosen.nonzero().flatten().tolist()]
     found.sort(key=lambda sample: (-sample.final.share, sample.index))
@@ -382,7 +345,7 @@ def changed(students: dict[str, InterventionalAnswers], test: Split, *, mended: 
     return list(first.values())[:SAMPLES]
 
 
-def _sample(index: int, name: str, answers: InterventionalAnswers, test: Split) -> Sample:
+def _sample(index: int, name: str, answers: Answers, test: Split) -> Sample:
     s, z = answers.s[index], answers.z[index]
     return Sample(
         index=index,

@@ -1,0 +1,214 @@
+"""What a run's folder holds: its configuration, its data's summary, metrics, and each network's result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cid._errors import CheckpointError, ConfigError, DataError
+from cid.train.config import Config, read_toml, resolve, to_toml
+from cid.train.data import READERS
+from cid.train.files import read_json, write_atomically, write_json
+from cid.train.methods import METHODS
+
+
+@dataclass(frozen=True)
+class WithoutHead:
+    """What a network of method cid yields without its interventional head: by the student's own logits s.
+
+    Attributes:
+        parameters: trainable values of the student.
+        test_accuracy: 0..1, from the same pass over the test data.
+        test_loss: mean cross-entropy.
+    """
+
+    parameters: int
+    test_accuracy: float
+    test_loss: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network, trained and scored once on the test data.
+
+    Attributes:
+        name: its folder in the run.
+        method: how it was trained, or "teacher".
+        seed: of its weights, batches and augmentation.
+        parameters: trainable values in what predicts (for cid with the interventional head).
+        seconds: training time; 0 for a teacher that was loaded.
+        best_epoch: whose weights were kept, from 0; None for a teacher that was loaded.
+        validation_accuracy: of that epoch, 0..1.
+        test_accuracy: 0..1.
+        test_loss: mean cross-entropy.
+        without_head: the same of the same network without its head, if it has one.
+    """
+
+    name: str
+    method: str
+    seed: int
+    parameters: int
+    seconds: float
+    best_epoch: int | None
+    validation_accuracy: float
+    test_accuracy: float
+    test_loss: float
+    without_head: WithoutHead | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Reads what `to_json` gave.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        content = read_json(path)
+        try:
+            own = content.get("without_head")
+            return cls(**{**content, "without_head": own and WithoutHead(**own)})
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(f"{path}: is no result: {error}") from error
+
+
+TEACHER = "teacher"  # what the teacher is called: its folder, and the method in its result
+
+
+def network_name(method: str, seed: int) -> str:
+    """What a student is called: its folder in the run."""
+    return f"{method}-seed{seed}"
+
+
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Checks that nothing would be overwritten.
+
+        Raises:
+            ConfigError: the folder exists and is not empty, or is a file.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"--out: got {path}, which exists, accepted: a new folder (or go on with --resume {path})"
+            )
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> RunFolder:
+        """Makes a new folder and writes the configuration.
+
+        Raises:
+            ConfigError: the folder exists and is not empty, or is a file.
+            OSError: it can't be written.
+        """
+        cls.check_new(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "config.toml", to_toml(config).encode())
+        return cls(path)
+
+    def keep_data(self, summary: dict[str, Any]) -> None:
+        """Writes what data the run is on, or compares it with what was written.
+
+        Raises:
+            DataError: the run began with other data.
+        """
+        file = self.path / "data.json"
+        if not file.is_file():
+            write_json(file, summary)
+        elif read_json(file) != summary:
+            raise DataError(f"{file}: is not of the images that are there now, on which the run can't go on")
+
+    def config(self, data_dir: str | None = None) -> Config:
+        """The configuration of the run.
+
+        Args:
+            data_dir: where the data set is now, if it was moved.
+
+        Raises:
+            ConfigError: the folder is no run.
+        """
+        file = self.path / "config.toml"
+        if not file.is_file():
+            raise ConfigError(f"got {self.path}, accepted: the folder of a run, which has a config.toml")
+        config = resolve({}, read_toml(file))
+        if data_dir is None:
+            return config
+        if config.data.name in READERS:
+            data = dataclasses.replace(config.data, dir=data_dir)
+        else:  # an image folder, which goes by its path
+            data = dataclasses.replace(config.data, name=data_dir)
+        return dataclasses.replace(config, data=data)
+
+    def weights(self, name: str) -> Path:
+        """The file of one network's weights."""
+        return self.path / name / ("teacher.safetensors" if name == TEACHER else "student.safetensors")
+
+    def network(self, name: str) -> Path:
+        """The folder of one network, made if need be."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def is_done(self, name: str) -> bool:
+        """Whether a network is trained and scored."""
+        return (self.path / name / "result.json").is_file()
+
+    def results(self) -> list[Result]:
+        """What is done: the teacher first, then the students by method and seed."""
+        found = [Result.read(path) for path in self.path.glob("*/result.json")]
+        order = [TEACHER, *METHODS]
+        return sorted(found, key=lambda result: (order.index(result.method), result.seed))
+
+    def students(self, method: str | None = None, seed: int | None = None) -> list[str]:
+        """The names of the saved students, of one method or seed alone if given, in the order of the configuration.
+
+        Raises:
+            ConfigError: the folder is no run.
+            CheckpointError: no such student is there.
+        """
+        config = self.config()
+        every = [(each, number) for each in config.method.methods for number in config.run.seeds]
+        wanted = [one for one in every if method in (None, one[0]) and seed in (None, one[1])]
+        saved = [name for name in (network_name(*one) for one in wanted) if self.weights(name).is_file()]
+        if not saved:
+            names = ", ".join(network_name(*one) for one in every)
+            raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
+        return saved
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The metrics of every epoch; a line that a crash cut off is left out."""
+        lines: list[dict[str, Any]] = []
+        if self._metrics.is_file():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError):
+                    lines.append(json.loads(line))
+        return lines
+
+    def rewind_metrics(self, name: str, epoch: int) -> None:
+        """Drops a network's metrics from `epoch` on: they are about to be computed again."""
+        kept = [line for line in self.metrics() if line["name"] != name or line["epoch"] < epoch]
+        write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Appends a line."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

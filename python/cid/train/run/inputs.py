@@ -1,0 +1,111 @@
+"""What a run needs from outside: a device, the images, the networks' names, the teacher's cached outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from cid._errors import ConfigError
+from cid.cache import TeacherCache
+from cid.train.config import Config
+from cid.train.data import Dataset, load_dataset
+from cid.train.models import InputSpec, build_model
+from cid.train.networks import load_teacher
+from cid.train.run.teacher_cache import open_cache
+
+
+def make_fabric(config: Config) -> Fabric:
+    """Fabric for one device.
+
+    Raises:
+        ConfigError: the device is unknown or not there, or can't do the precision.
+    """
+    kind, _, index = config.run.device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdecimal()):
+        raise ConfigError(f"--device: got {config.run.device!r}, accepted: auto, cpu, cuda, cuda:N or mps")
+    try:
+        fabric = Fabric(
+            accelerator=kind,
+            devices=[int(index)] if index else 1,
+            precision=config.run.precision,  # type: ignore[arg-type]  # checked against Fabric's names already
+        )
+    # Fabric has an exception of its own for each missing accelerator.
+    except Exception as error:
+        raise ConfigError(f"--device {config.run.device} --precision {config.run.precision}: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Within it PyTorch computes with `count` threads; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run needs from outside, there before anything is written.
+
+    Attributes:
+        config: all settings.
+        fabric: the device.
+        data: the images, on it.
+        cache: the teacher's outputs on them, where the teacher is not to be run.
+    """
+
+    config: Config
+    fabric: Fabric
+    data: Dataset
+    cache: TeacherCache | None = None
+
+    @classmethod
+    def load(cls, config: Config) -> Inputs:
+        """Finds the device, reads the data, tries the networks' names and opens the teacher's cache.
+
+        Its number of views becomes that of the configuration.
+
+        Raises:
+            ConfigError: a device or a network is unknown.
+            DataError: images are missing or damaged.
+            CheckpointError: the cache, or the teacher's weights for it, are missing, damaged, or don't fit.
+        """
+        fabric = make_fabric(config)
+        inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
+        for name in (config.models.teacher, config.models.student):
+            build_model(name, inputs.spec)
+        if config.models.teacher_cache is None:
+            return inputs
+        cache = open_cache(config, inputs.data, inputs.given_teacher())
+        views = dataclasses.replace(config.data, views=cache.layout.views)
+        return dataclasses.replace(inputs, config=dataclasses.replace(config, data=views), cache=cache)
+
+    def given_teacher(self) -> nn.Module:
+        """The teacher of `--teacher-checkpoint`, on the device.
+
+        Raises:
+            ConfigError: none was given.
+            CheckpointError: the file is missing, damaged, or of another network.
+        """
+        models = self.config.models
+        if models.teacher_checkpoint is None:
+            raise ConfigError("--teacher-checkpoint: not given, accepted: safetensors file with the teacher's weights")
+        network = build_model(models.teacher, self.spec).to(self.fabric.device)
+        load_teacher(Path(models.teacher_checkpoint), network, models.teacher)
+        return network.eval()
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the networks read and yield."""
+        return InputSpec(self.data.channels, self.data.size, len(self.data.classes))
