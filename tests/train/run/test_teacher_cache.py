@@ -18,7 +18,7 @@ from cid.train.config import resolve
 from cid.train.data import Batches
 from cid.train.methods import METHODS, Ingredients
 from cid.train.models import build_model
-from cid.train.run.runner import Inputs
+from cid.train.run.inputs import Inputs
 from tests import bounds, draws
 
 # The teacher: three convolutions of up to 8 channels and the layer, asked in other batches than in training.

@@ -1,0 +1,29 @@
+"""What a run's folder holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cid._errors import CheckpointError
+from cid.train.files import write_json
+from cid.train.folder import Result, WithoutHead
+
+RESULT = Result("cid-seed0", "cid", 0, 1030, 2.5, 3, 0.5, 0.8, 1.0)
+
+
+@pytest.mark.parametrize("own", [None, WithoutHead(700, 0.75, 1.5)])
+def test_a_result_is_read_as_it_was_written(tmp_path: Path, own: WithoutHead | None) -> None:
+    result = replace(RESULT, without_head=own)
+    write_json(tmp_path / "result.json", result.to_json())
+    assert Result.read(tmp_path / "result.json") == result
+
+
+def test_results_of_before_there_was_a_row_without_head(tmp_path: Path) -> None:
+    content = RESULT.to_json()
+    del content["without_head"]
+    write_json(tmp_path / "result.json", content)
+    assert Result.read(tmp_path / "result.json") == RESULT
+    write_json(tmp_path / "result.json", {**content, "without_head": {"accuracy": 1}})
+    with pytest.raises(CheckpointError, match=r"result\.json: is no result"):
+        Result.read(tmp_path / "result.json")
