@@ -16,7 +16,9 @@ from typing import Any
 
 from cid._errors import ConfigError, InterruptedRunError, RunError
 from cid.bench import command as bench
-from cid.train.config import EXPORTS, METHODS, read_toml, resolve, settings
+from cid.train.config import read_toml, resolve, settings
+from cid.train.methods import registry
+from cid.train.ship import EXPORTS
 
 Subparsers = Any  # argparse's own class for this is private
 
@@ -219,7 +221,7 @@ def _register_eval(subparsers: Subparsers) -> None:
         "eval", help="score saved students", description="Scores a run's saved students on its test data."
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--method", choices=METHODS, help="only students of this method")
+    parser.add_argument("--method", choices=tuple(registry()), help="only students of this method")
     parser.add_argument("--seed", type=int, help="only the student of this seed")
     parser.add_argument("--data-dir", metavar="FOLDER", help="where the data set is now, if it was moved")
     parser.set_defaults(run=_eval)
@@ -287,7 +289,7 @@ def _register_export(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="new file (default: RUN/METHOD-seedN, with its suffix)"
     )
-    parser.add_argument("--method", choices=METHODS, default="cid", help="whose student (default: cid)")
+    parser.add_argument("--method", choices=tuple(registry()), default="cid", help="whose student (default: cid)")
     parser.add_argument("--seed", type=int, help="of which seed (default: the first)")
     parser.add_argument(
         "--no-head", action="store_false", dest="head", help="cid: predict with the student's own logits"

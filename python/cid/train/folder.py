@@ -13,7 +13,7 @@ from cid._errors import CheckpointError, ConfigError, DataError
 from cid.train.config import Config, read_toml, resolve, to_toml
 from cid.train.data import READERS
 from cid.train.files import read_json, write_atomically, write_json
-from cid.train.methods import METHODS
+from cid.train.methods import registry
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class RunFolder:
     def results(self) -> list[Result]:
         """What is done: the teacher first, then the students by method and seed."""
         found = [Result.read(path) for path in self.path.glob("*/result.json")]
-        order = [TEACHER, *METHODS]
+        order = [TEACHER, *registry()]
         return sorted(found, key=lambda result: (order.index(result.method), result.seed))
 
     def students(self, method: str | None = None, seed: int | None = None) -> list[str]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from cid._errors import CheckpointError, NonFiniteError
 from cid.train.files import all_finite, read_tensors, write_tensors
-from cid.train.methods import Method
+from cid.train.methods import Training
 
 
 @dataclass
@@ -53,14 +53,14 @@ class Checkpoint:
 
     Args:
         path: the file.
-        method: the network in training, with its loss.
+        training: the network in training, with its loss.
         optimizer: its optimizer.
         device: where it trains, for that device's random state.
         precision: Fabric's precision plugin (a gradient scaler has state).
     """
 
     path: Path
-    method: Method
+    training: Training
     optimizer: Optimizer
     device: torch.device
     precision: Any
@@ -73,7 +73,7 @@ class Checkpoint:
             NonFiniteError: a weight is not finite; the file is left as it was.
             OSError: the file can't be written; it is left as it was.
         """
-        weights = {f"method.{key}": value.detach().cpu() for key, value in self.method.trained_state().items()}
+        weights = {f"method.{key}": value.detach().cpu() for key, value in self.training.trained_state().items()}
         if not all_finite(weights):
             bad = next(key for key, value in weights.items() if not all_finite({key: value}))
             raise NonFiniteError(
@@ -104,7 +104,7 @@ class Checkpoint:
             return Position()
         tensors, header = read_tensors(self.path)
         try:
-            self.method.load_trained_state(_part(tensors, "method."))
+            self.training.load_trained_state(_part(tensors, "method."))
             _unflatten(self.optimizer, _part(tensors, "optimizer."), header["optimizer"])
             self.precision.load_state_dict(header["precision"])
             best = header.get("best")

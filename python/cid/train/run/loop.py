@@ -17,7 +17,7 @@ from torch import Tensor
 from cid._errors import InterruptedRunError, NonFiniteError
 from cid.train.config import OptimConfig
 from cid.train.data import Batch, Batches
-from cid.train.methods import Method, StepOutput
+from cid.train.methods import StepOutput, Training
 from cid.train.results.scoring import evaluate
 from cid.train.run.checkpoint import Best, Checkpoint, Position
 from cid.train.run.monitor import LossMonitor
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a job; the method holds the best epoch's weights."""
+    """The outcome of a job; the training holds the best epoch's weights."""
 
     best_epoch: int
     validation: float
@@ -64,7 +64,7 @@ class Trainer:
     Args:
         fabric: where and in what precision.
         job: what to train.
-        method: the network and its loss.
+        training: the network and its loss.
         batches: training images.
         validation: images to choose the epoch by.
         observer: hears of the progress.
@@ -76,7 +76,7 @@ class Trainer:
         self,
         fabric: Fabric,
         job: Job,
-        method: Method,
+        training: Training,
         *,
         batches: Batches,
         validation: Batches,
@@ -86,16 +86,16 @@ class Trainer:
     ) -> None:
         self._fabric = fabric
         self._job = job
-        self._method = method
+        self._training = training
         self._batches = batches
         self._validation = validation
         self._observer = observer
         self._record = record
         self._stop = stop
-        optimizer = make_optimizer(method.param_groups(job.optim.weight_decay), job.optim)
-        self._wrapped, self._optimizer = fabric.setup(method, optimizer)
+        optimizer = make_optimizer(training.param_groups(job.optim.weight_decay), job.optim)
+        self._wrapped, self._optimizer = fabric.setup(training, optimizer)
         self._checkpoint = Checkpoint(
-            job.folder / "checkpoint.safetensors", method, optimizer, fabric.device, fabric.strategy.precision
+            job.folder / "checkpoint.safetensors", training, optimizer, fabric.device, fabric.strategy.precision
         )
         self._position = self._checkpoint.load()
         self._started = time.perf_counter() - self._position.seconds
@@ -126,8 +126,8 @@ class Trainer:
         best = position.best
         if best is None:
             raise RuntimeError(f"{self._job.name}: no epoch could be scored")
-        self._method.load_trained_state(best.state)
-        self._method.eval()
+        self._training.load_trained_state(best.state)
+        self._training.eval()
         return Trained(best.epoch, best.score[0], position.seconds)
 
     def _train_epoch(self) -> LossMonitor:
@@ -152,7 +152,7 @@ class Trainer:
         done = self._position.epoch * self._batches.steps + self._position.step
         set_learning_rate(self._optimizer, self._learning_rate(done))
         self._optimizer.zero_grad()
-        output: StepOutput = self._wrapped(*batch)
+        output: StepOutput = self._wrapped(batch)
         losses.add(done, output, batch.target)
         self._fabric.backward(output.loss)
         self._optimizer.step()
@@ -180,18 +180,18 @@ class Trainer:
     def _predict(self, inputs: Tensor) -> Tensor:
         """Scores in the precision of the training: Fabric applies it to `forward` alone."""
         with self._fabric.autocast():
-            return self._method.predict(self._fabric.strategy.precision.convert_input(inputs))
+            return self._training.predict(self._fabric.strategy.precision.convert_input(inputs))
 
     def _finish_epoch(self, losses: LossMonitor) -> None:
         """Scores the epoch, keeps it if it is the best, turns to the next and saves."""
-        position, method = self._position, self._method
+        position, training = self._position, self._training
         self._wrapped.eval()
         (score,) = evaluate([self._predict], self._validation)
         if not math.isfinite(score.loss):
             raise NonFiniteError(f"epoch {position.epoch}: the loss on the validation split is {score.loss}")
         ranking = (score.accuracy, -score.loss)
-        if method.scorable and (position.best is None or ranking > position.best.score):
-            state = {key: value.detach().clone() for key, value in method.trained_state().items()}
+        if training.scorable and (position.best is None or ranking > position.best.score):
+            state = {key: value.detach().clone() for key, value in training.trained_state().items()}
             position.best = Best(position.epoch, ranking, state)
         metrics = {
             "epoch": position.epoch,
@@ -199,12 +199,12 @@ class Trainer:
             **losses.means(),
             "val_accuracy": score.accuracy,
             "val_loss": score.loss,
-            "scorable": method.scorable,
+            "scorable": training.scorable,
             "best_epoch": position.best and position.best.epoch,
         }
         self._record(metrics)
         self._observer.epoch(metrics)
-        method.epoch_end()
+        training.epoch_end()
         position.epoch += 1
         position.step = 0
         position.losses = None

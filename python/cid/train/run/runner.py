@@ -17,7 +17,8 @@ from cid.train.config import Config
 from cid.train.data import Batches, Split, mix_seed
 from cid.train.files import write_atomically, write_json
 from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, network_name
-from cid.train.methods import METHODS, Ingredients, Labels, Method
+from cid.train.methods import Ingredients, Training
+from cid.train.methods.labels import Labels
 from cid.train.models import build_model, count_parameters
 from cid.train.networks import Description, load_teacher, save_network, without_head
 from cid.train.results import curves, table
@@ -95,13 +96,13 @@ class Run:
         """How to rebuild a network of this run."""
         return Description(model, self.data.classes, self.data.channels, self.data.size, self.data.preprocessing)
 
-    def train(self, network: Network, method: Method) -> Trained:
+    def train(self, network: Network, training: Training) -> Trained:
         """Trains one network."""
         config, name = self.config, network.name
         trainer = Trainer(
             self.fabric,
             Job(name, self.folder.network(name), network.epochs, config.optim, config.run.checkpoint_every),
-            method,
+            training,
             batches=self.batches(self.data.train, network.seed, self.inputs.cache),
             validation=self.batches(self.data.validation, network.seed),
             observer=self.observer,
@@ -157,19 +158,19 @@ def prepare_teacher(run: Run) -> nn.Module:
     if run.folder.is_done(TEACHER):
         load_teacher(run.folder.weights(TEACHER), network, model)
         return network.eval()
-    method, trained = Labels(network), None
+    training, trained = Training(Labels(), Ingredients(network, None, run.spec.classes)), None
     if given is None:
-        trained = run.train(teacher, method)
+        trained = run.train(teacher, training)
     else:
         load_teacher(Path(given), network, model)
-    finish(run, teacher, method.predictor(), trained)
+    finish(run, teacher, training.predictor(), trained)
     return network.eval()
 
 
-def train_student(run: Run, teacher: nn.Module, method_name: str, seed: int) -> None:
+def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
     """One student, unless it is done."""
     config = run.config
-    network = Network(method_name, seed, config.models.student, config.optim.epochs)
+    network = Network(method, seed, config.models.student, config.optim.epochs)
     if run.folder.is_done(network.name):
         return
     # Before anything else is drawn, so that a seed's students start from the same weights by every method.
@@ -178,14 +179,14 @@ def train_student(run: Run, teacher: nn.Module, method_name: str, seed: int) -> 
     # A copy: a method may change the teacher's flags, and none must see what another one did.
     cache = run.inputs.cache
     ingredients = (
-        Ingredients(student, copy.deepcopy(teacher), run.spec.classes, config.method)
+        Ingredients(student, copy.deepcopy(teacher), run.spec.classes)
         if cache is None
-        else Ingredients(student, None, run.spec.classes, config.method, teacher_dim=cache.layout.feature_dim)
+        else Ingredients(student, None, run.spec.classes, teacher_dim=cache.layout.feature_dim)
     )
-    method = METHODS[method_name](ingredients)
+    training = Training(config.method.options(method), ingredients)
     torch.manual_seed(mix_seed(seed, 1))
-    trained = run.train(network, method)
-    finish(run, network, method.predictor(), trained)
+    trained = run.train(network, training)
+    finish(run, network, training.predictor(), trained)
 
 
 def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from cid._errors import ConfigError, RunError
-from cid.train.config import EXPORTS
 from cid.train.data import Normalize
 from cid.train.files import separate, write_atomically
 from cid.train.folder import RunFolder
 from cid.train.networks import Description, folded, read_network, to_json, without_head
+from cid.train.ship import EXPORTS
 
 # How far logits may be from PyTorch's, by the largest of them (or 1): another program sums in another order.
 TOLERANCE = 1e-4

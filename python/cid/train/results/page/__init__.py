@@ -10,9 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from cid._errors import ConfigError
-from cid.train.config import METHODS, to_toml
+from cid.train.config import to_toml
 from cid.train.files import write_atomically
 from cid.train.folder import TEACHER
+from cid.train.methods import registry
 from cid.train.results import table as report
 from cid.train.results.curves import curve
 from cid.train.results.page.draw import (
@@ -28,9 +29,6 @@ from cid.train.results.page.draw import (
     strip,
 )
 from cid.train.results.page.gather import SAMPLES, RunNumbers, Sample, gather
-
-COLOURS = {name: number for number, name in enumerate((TEACHER, *METHODS))}
-TERMS = ("ce", "kd", "sample", "class")
 
 
 def write_page(
@@ -136,7 +134,7 @@ def table(runs: Sequence[RunNumbers]) -> Iterator[TableRow]:
             variants = report.with_variants(run.results)
             values = [result.test_accuracy for result in variants if result.method == row.method]
             drawn = strip(values, row.accuracy.mean, low, high)
-            yield TableRow(number, run.title, _colour(row.method), report.cells(row), drawn)
+            yield TableRow(number, run.title, _style(row.method).colour, report.cells(row), drawn)
 
 
 def _strip_scale(runs: Sequence[RunNumbers]) -> str:
@@ -152,8 +150,14 @@ def _range(runs: Iterable[RunNumbers]) -> tuple[float, float]:
     return min(accuracies), max(accuracies)
 
 
-def _colour(method: str) -> int:
-    return COLOURS.get(method, len(COLOURS))
+COLOURS = 4  # beside the teacher's
+
+
+def _style(method: str) -> Style:
+    """The colour and the dash of a method: the teacher's are the first, and what is no method has the last colour."""
+    names = [TEACHER, *registry()]
+    number = names.index(method) if method in names else COLOURS
+    return Style((number - 1) % COLOURS + 1 if number else 0, number)
 
 
 class Section:
@@ -167,6 +171,8 @@ class Section:
         self.run = run
         self.differences = [report.sentence(difference) for difference in report.differences(run.results)]
         self.charts = list(self._charts())
+        method = run.config.method
+        self.notes = [note for note in (method.options(name).note() for name in method.methods) if note]
         self.confusions = {method: self._heat_map(matrix, percent) for method, matrix in run.confusions.items()}
         if run.intervention is not None:
             self.mixing = self._heat_map(run.intervention.mixing, percent)
@@ -184,18 +190,21 @@ class Section:
     def _charts(self) -> Iterator[Chart]:
         metrics = self.run.metrics
         methods = list(dict.fromkeys(line["method"] for line in metrics))
-        styles = {method: Style(_colour(method), _colour(method)) for method in methods}
+        styles = {method: _style(method) for method in methods}
         for title, key, show, log in (
             ("Validation accuracy, %", "val_accuracy", lambda share: f"{100 * share:.4g}", False),
             ("Validation loss", "val_loss", _significant, True),
         ):
             curves = {method: curve(metrics, method, key) for method in methods}
             yield line_chart(title, curves, styles, show, log=log)
-        curves = {term: curve(metrics, "cid", term) for term in TERMS}
-        curves = {term: shown for term, shown in curves.items() if shown.epochs}
-        if curves:
-            styles = {term: Style(_colour("cid"), number) for number, term in enumerate(curves)}
-            yield line_chart("Terms of cid's loss, before their weights", curves, styles, _significant, log=True)
+        for method in self.run.config.method.methods:
+            curves = {term: curve(metrics, method, term) for term in registry()[method].terms}
+            curves = {term: shown for term, shown in curves.items() if shown.epochs}
+            if len(curves) > 1:
+                styles = {term: Style(_style(method).colour, number) for number, term in enumerate(curves)}
+                yield line_chart(
+                    f"Terms of {method}'s loss, before their weights", curves, styles, _significant, log=True
+                )
 
     def _heat_map(self, matrix: Tensor, show: Callable[[float], str]) -> HeatMap:
         return heat_map(matrix, self.run.classes, show)

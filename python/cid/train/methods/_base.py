@@ -1,0 +1,144 @@
+"""What a method is: its options, and what it does in a step, in scoring and at the end of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cid.train.data import Batch
+    from cid.train.methods._training import Training
+    from cid.train.sections import ModelsConfig, OptimConfig
+
+
+class StepOutput(NamedTuple):
+    """What a step yields: the loss, its terms (detached) by name, and the logits, if the method has them by now."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """The networks that a method trains with.
+
+    Attributes:
+        student: to train; maps a batch to logits.
+        teacher: trained; None where there is none, or each batch has its outputs.
+        classes: how many.
+        teacher_dim: the size of the teacher's features, where its outputs are cached.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    classes: int
+    teacher_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a student. Fields are its options, each by `cid.train.settings.setting`.
+
+    It has no state: what is trained is in the `Training` that its functions are given, under the names of `networks`.
+
+    Attributes:
+        name: what the command line, tables and folders call it.
+        terms: the names of its loss's terms, as `StepOutput.terms` has them, in the order of charts.
+    """
+
+    name: ClassVar[str]
+    terms: ClassVar[tuple[str, ...]]
+
+    # --- options: what is not given, and what contradicts other settings
+
+    @classmethod
+    def implied(cls, names: Collection[str]) -> dict[str, Any]:
+        """Options that follow where a user sets those of these names, and does not set them, too."""
+        return {}
+
+    def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
+        """The same with every option that is not given (None) set."""
+        return self
+
+    def check(self, optim: OptimConfig) -> None:
+        """Checks complete options, where a run uses this method.
+
+        Raises:
+            ConfigError: an option contradicts another setting.
+        """
+
+    def note(self) -> str:
+        """What a reader of the training curves has to know, in a sentence; else empty."""
+        return ""
+
+    # --- training
+
+    def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
+        """The networks to train or to ask, by what the other functions call them; a teacher must be among them."""
+        return {"student": given.student, "teacher": given.teacher}
+
+    def step(self, training: Training, batch: Batch) -> StepOutput:
+        """The loss of a batch."""
+        raise NotImplementedError
+
+    def predict(self, training: Training, inputs: Tensor) -> Tensor:
+        """Logits to score the current epoch with."""
+        logits: Tensor = training.student(inputs)
+        return logits
+
+    def predictor(self, training: Training) -> nn.Module:
+        """The module to use after training."""
+        student: nn.Module = training.student
+        return student
+
+    def scorable(self, training: Training) -> bool:
+        """Whether the weights of the current epoch may be kept as the best."""
+        return True
+
+    def epoch_end(self, training: Training) -> None:
+        """Goes to the next epoch; called after the epoch was scored."""
+
+    def param_groups(self, training: Training, weight_decay: float) -> list[dict[str, Any]]:
+        """What an optimizer trains."""
+        return [{"params": [p for p in training.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+
+
+class LogitsMethod(Method):
+    """A method whose loss is a function of labels and logits: only `loss` is its own."""
+
+    def loss(self, logits: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its terms by name.
+
+        Args:
+            logits: the student's, (B, C).
+            teacher: the teacher's, (B, C), without gradient.
+            target: the labels, (B,) int64.
+        """
+        raise NotImplementedError
+
+    def step(self, training: Training, batch: Batch) -> StepOutput:
+        """The loss of a batch."""
+        teacher = training.teacher_logits(batch)
+        logits = training.student(batch.inputs)
+        loss, terms = self.loss(logits, teacher, batch.target)
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, logits.detach())
+
+
+REGISTERED: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(method: M) -> M:
+    """Makes a method one of those that `cid distill --methods` takes; a decorator.
+
+    Raises:
+        TypeError: another one has its name.
+    """
+    other = REGISTERED.setdefault(method.name, method)
+    if other is not method:
+        raise TypeError(f"{method.__module__}: method {method.name!r} is in {other.__module__}, too")
+    return method

@@ -1,0 +1,17 @@
+"""Options that several methods have: declared here, each is one flag and one key for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cid.train.settings import above, at_least, setting
+
+
+def alpha() -> Any:
+    """The weight of the sum `ce + kd`, 1 by default."""
+    return setting(1.0, "weight of the labels and the softened logits", rule=at_least(0))
+
+
+def temperature() -> Any:
+    """The temperature T, 4 by default."""
+    return setting(4.0, "softens logits and contexts", rule=above(0))

@@ -1,0 +1,33 @@
+"""Plain distillation: Hinton et al. 2015."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cid.train.methods import LogitsMethod, _shared, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+@dataclass(frozen=True)
+class KD(LogitsMethod):
+    """Plain distillation: `alpha * (ce + kd)`, which is CID's loss without what is new in CID."""
+
+    name = "kd"
+    terms = ("ce", "kd")
+
+    alpha: float = _shared.alpha()
+    temperature: float = _shared.temperature()
+
+    def loss(self, logits: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its terms."""
+        from torch.nn.functional import cross_entropy
+
+        from cid.functional import kd_loss
+
+        ce = cross_entropy(logits, target)
+        kd = kd_loss(logits, teacher, temperature=self.temperature)
+        return self.alpha * (ce + kd), {"ce": ce, "kd": kd}

@@ -1,0 +1,80 @@
+"""The settings of a run that all methods share, a section a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cid.train.settings import above, at_least, distinct, one_of, setting, within
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how many, and how a batch is augmented."""
+
+    name: str = setting("digits", "digits, mnist, cifar10, cifar100, or the path of an image folder", flag="--data")
+    dir: str | None = setting(None, "folder that holds the published files of the data set", flag="--data-dir")
+    resize: int | None = setting(None, "image folders: side of the square to resize to", rule=at_least(1))
+    limit: int | None = setting(None, "use only this many training images (validation included)", rule=at_least(2))
+    limit_test: int | None = setting(None, "use only this many test images", rule=at_least(1))
+    skip_unreadable: bool = setting(
+        False, "image folders: leave out images that cannot be read, and list them in the run's data.json"
+    )
+    validation: float | None = setting(
+        None,
+        "part of the training images held out to choose the epoch (default: 0.1; image folders with val/ and test/: "
+        "none, val/ chooses)",
+        rule=within(0.001, 1),
+    )
+    split_seed: int = setting(0, "seed of the split and of the limited selection", rule=at_least(0))
+    pad: int = setting(0, "augmentation: random crop after padding with this many pixels", rule=at_least(0))
+    flip: bool = setting(False, "augmentation: random horizontal flip")
+    views: int | None = setting(
+        None,
+        "augmentation: this many fixed views of each image, an epoch each in turn (default: ever new ones)",
+        rule=at_least(1),
+    )
+    view_seed: int = setting(0, "seed of the fixed views", rule=at_least(0))
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """The two networks, by name."""
+
+    teacher: str = setting("wrn-16-2", "teacher: cnn-W, resnetD, wrn-D-K or timm:NAME")
+    student: str = setting("resnet8", "student: named as the teacher is")
+    teacher_checkpoint: str | None = setting(None, "safetensors file with the teacher's weights: it is not trained")
+    teacher_cache: str | None = setting(None, "folder of `cid cache`: read in place of running the teacher")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How every network of the run is trained."""
+
+    epochs: int = setting(240, "epochs of each student", rule=at_least(1))
+    teacher_epochs: int | None = setting(None, "epochs of the teacher (default: as --epochs)", rule=at_least(1))
+    batch_size: int = setting(64, "images in a batch", rule=at_least(2))
+    optimizer: str = setting("sgd", "sgd (nesterov, momentum 0.9) or adamw", rule=one_of("sgd", "adamw"))
+    lr: float = setting(0.05, "highest learning rate", rule=above(0))
+    schedule: str = setting(
+        "step",
+        "step (a tenth at 150, 180, 210 of 240 epochs), cosine, onecycle or constant",
+        rule=one_of("step", "cosine", "onecycle", "constant"),
+    )
+    weight_decay: float = setting(5e-4, "weight decay; the adapter has none", rule=at_least(0))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Repetition, hardware and saving."""
+
+    seeds: tuple[int, ...] = setting((0, 1, 2), "seeds: one student each, by every method", rule=distinct(at_least(0)))
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    threads: int | None = setting(None, "CPU threads (default: as PyTorch finds)", rule=at_least(1))
+    precision: str = setting(
+        "32-true",
+        "Lightning Fabric's name of the precision",
+        rule=one_of("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
+    )
+    checkpoint_every: int | None = setting(
+        None, "save a checkpoint every so many steps, beside each epoch's", rule=at_least(1)
+    )

@@ -1,0 +1,136 @@
+"""Settings as fields of frozen dataclasses: type, default, command-line flag, help, and what they accept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cid._errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting accepts, as a test and in words."""
+
+    accepts: Callable[[Any], bool] = field(compare=False)
+    words: str
+
+
+def at_least(low: float) -> Rule:
+    """Finite numbers from `low` up."""
+    return Rule(lambda value: math.isfinite(value) and value >= low, f"a number of at least {low}")
+
+
+def above(low: float) -> Rule:
+    """Finite numbers greater than `low`."""
+    return Rule(lambda value: math.isfinite(value) and value > low, f"a number above {low}")
+
+
+def within(low: float, high: float) -> Rule:
+    """Numbers from `low` to below `high`."""
+    return Rule(lambda value: low <= value < high, f"a number from {low} to below {high}")
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some words."""
+    return Rule(lambda value: value in choices, " or ".join(choices))
+
+
+def distinct(rule: Rule) -> Rule:
+    """A list, not empty and without repeats, of values that `rule` accepts."""
+    return Rule(
+        lambda values: 0 < len(values) == len(set(values)) and all(map(rule.accepts, values)),
+        f"one or more, each once, of: {rule.words}",
+    )
+
+
+def setting(default: Any, text: str, *, rule: Rule | None = None, flag: str | None = None) -> Any:
+    """A field of a dataclass that is a setting.
+
+    Args:
+        default: its value where nobody gives one.
+        text: its help.
+        rule: what it accepts, of what its type allows.
+        flag: its option of the command line; None for that of its name, "" for none.
+    """
+    return field(default=default, metadata={"help": text, "rule": rule, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as the command line and the TOML file see it."""
+
+    key: str
+    flag: str | None
+    help: str
+    rule: Rule | None
+    kind: type
+    many: bool
+    optional: bool
+
+    def check(self, value: Any, source: str) -> Any:
+        """Returns `value` in the field's type.
+
+        Args:
+            value: what a TOML file or the command line holds.
+            source: how the message calls the setting.
+
+        Raises:
+            ConfigError: the type or the value is not accepted.
+        """
+        if value is None and self.optional:
+            return None
+        if self.many:
+            items = value if isinstance(value, list | tuple) else [value]
+            value = tuple(self._typed(item, source) for item in items)
+        else:
+            value = self._typed(value, source)
+        if self.rule is not None and not self.rule.accepts(value):
+            raise ConfigError(f"{source}: got {_show(value)}, accepted: {self.rule.words}")
+        return value
+
+    def _typed(self, value: Any, source: str) -> Any:
+        if self.kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not self.kind:
+            raise ConfigError(f"{source}: got {_show(value)}, accepted: {_KIND_WORDS[self.kind]}")
+        return value
+
+
+_KIND_WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+
+
+def settings_of(section: str, fields_of: type[Any]) -> Iterator[Setting]:
+    """The settings that a dataclass has as fields, in their order; `section` is the first part of their keys."""
+    hints = typing.get_type_hints(fields_of)
+    for item in dataclasses.fields(fields_of):
+        kind, many, optional = _unpack_type(hints[item.name])
+        flag = item.metadata["flag"]
+        yield Setting(
+            key=f"{section}.{item.name}",
+            flag="--" + item.name.replace("_", "-") if flag is None else flag or None,
+            help=item.metadata["help"],
+            rule=item.metadata["rule"],
+            kind=kind,
+            many=many,
+            optional=optional,
+        )
+
+
+def _unpack_type(hint: Any) -> tuple[type, bool, bool]:
+    """Splits `int`, `int | None` or `tuple[int, ...]` into the item's type, whether many, whether optional."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return arguments[0], True, False
+    if isinstance(hint, types.UnionType):
+        return arguments[0], False, True
+    return hint, False, False
