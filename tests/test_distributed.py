@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 import cid
-from cid.train.methods import CID
+from cid.train.data import Batch
+from cid.train.methods import Ingredients, Training
+from cid.train.methods.cid import CID
 from tests import draws
 
 RANKS, STEPS, B, C = 2, 3, 8, 4
@@ -68,11 +70,13 @@ def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
 def train_methods(rank: int, folder: str) -> None:
     """The command line's method, wrapped as its loop does it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    plain = CID(make())
+    networks = make()
+    given = Ingredients(networks.student_model, networks.teacher_model, C)
+    plain = Training(CID(beta=1.0, gamma=1.0, warmup_epochs=0), given)
     ignored = set(plain._ddp_params_and_buffers_to_ignore)
     parallel = nn.parallel.DistributedDataParallel(plain)
     for x, y in batches(rank):
-        parallel(x, y).loss.backward()
+        parallel(Batch(x, y)).loss.backward()
     plain.epoch_end()
     compiled = make()
     parallel = nn.parallel.DistributedDataParallel(torch.compile(compiled, backend="eager"))

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from cid._errors import ConfigError
-from cid.train import config as c
 from cid.train.config import Config, read_toml, resolve, settings, to_toml
 from cid.train.data import READERS
-from cid.train.methods import METHODS
+from cid.train.methods import registry
+from cid.train.presets import DATA_PRESETS
 from cid.train.run.schedule import OPTIMIZERS, SCHEDULES
 
 
@@ -38,34 +38,6 @@ def test_layers() -> None:
     assert config.optim.lr == 1.0  # the file
     assert config.optim.epochs == 24  # the command line
     assert config.optim.teacher_epochs == 24
-
-
-def test_beta_and_gamma_say_where_they_come_from() -> None:
-    pair = {"models.teacher": "wrn-40-2", "models.student": "wrn-16-2", "data.name": "cifar100"}
-    method = resolve(pair).method
-    assert (method.beta, method.gamma) == (65.0, 1.0)
-    assert "paper" in method.weights_from
-    assert "generic" in resolve({"data.name": "cifar10"}).method.weights_from
-    given = resolve({**pair, "method.beta": 1.0, "method.gamma": 2.0}).method
-    assert (given.beta, given.gamma, given.weights_from) == (1.0, 2.0, "given")
-    half = resolve({**pair, "method.beta": 1.0}).method
-    assert (half.beta, half.gamma) == (1.0, 1.0)
-    assert half.weights_from == "one given, the other the paper's for wrn-40-2 to wrn-16-2"
-    assert "digits" in resolve({}).method.weights_from
-    assert resolve({}, {"method.beta": 1.0}).method.weights_from == "given"
-
-
-def test_beta_over_a_resolved_file_is_given(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(to_toml(resolve({"data.name": "cifar10"})))
-    method = resolve({"method.beta": 2.0}, read_toml(path)).method
-    assert (method.beta, method.gamma, method.weights_from) == (2.0, 1.0, "given")
-
-
-@pytest.mark.parametrize(("epochs", "warmup"), [(240, 20), (12, 1), (2, 1), (1, 0)])
-def test_the_warm_up_scales(epochs: int, warmup: int) -> None:
-    config = resolve({"data.name": "cifar10", "optim.epochs": epochs})
-    assert config.method.warmup_epochs == warmup
 
 
 @pytest.mark.parametrize(
@@ -118,17 +90,23 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_words_of_the_options_are_those_of_the_registries() -> None:
     rules = {setting.key: setting.rule for setting in settings() if setting.rule}
-    assert tuple(METHODS) == c.METHODS
+    assert rules["method.methods"].words.rpartition(": ")[2].split(" or ") == list(registry())
     assert rules["optim.optimizer"].words.split(" or ") == list(OPTIMIZERS)
     assert rules["optim.schedule"].words.split(" or ") == list(SCHEDULES)
-    assert set(c.PRESETS) == set(READERS)
+    assert set(DATA_PRESETS) == set(READERS)
 
 
 def test_every_preset_resolves() -> None:
-    for name in c.PRESETS:
+    for name in DATA_PRESETS:
         config = resolve({"data.name": name})
         assert config.method.beta is not None
         assert config.method.gamma is not None
+
+
+def test_the_keys_and_their_order_are_those_of_the_files_there_are() -> None:
+    names = ["methods", "alpha", "beta", "gamma", "weights_from", "temperature", "warmup_epochs", "context_momentum"]
+    keys = [f"method.{name}" for name in names]
+    assert [setting.key for setting in settings() if setting.key in keys] == keys
 
 
 def test_flags_are_unique() -> None:

@@ -1,9 +1,8 @@
-"""Atomic files, and a training that stops anywhere and goes on to the same bits."""
+"""A training that stops anywhere and goes on to the same bits."""
 
-import errno
-import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +12,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cid._errors import CheckpointError, InterruptedRunError, NonFiniteError
-from cid.train.config import MethodConfig, OptimConfig
-from cid.train.data import Batches, Preprocessing, Split
-from cid.train.files import read_tensors, write_atomically, write_tensors
-from cid.train.methods import METHODS, Ingredients, Method, StepOutput
+from cid.train.config import OptimConfig, resolve
+from cid.train.data import Batch, Batches, Preprocessing, Split
+from cid.train.files import read_tensors
+from cid.train.methods import Ingredients, Method, StepOutput, Training, registry
 from cid.train.run.checkpoint import Position
 from cid.train.run.loop import Job, Trainer
 from cid.train.run.progress import Lines
 from cid.train.run.signals import StopRequest
 from tests import draws
-
-
-def full_disk(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    path = tmp_path / "x"
-    write_atomically(path, b"old")
-    owner = {"fsync": os, "replace": Path}[where]
-    monkeypatch.setattr(owner, where, full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new")
-    monkeypatch.undo()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_tensors_and_header_round_trip(tmp_path: Path) -> None:
-    shared = torch.randn(3, 2)
-    tensors = {
-        "a": shared,
-        "tied": shared,
-        "view": shared.t(),
-        "half": shared.bfloat16(),
-        "scalar": torch.tensor(3),
-        "empty": torch.zeros(0, 2),
-    }
-    write_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "loss": [0.1, None]})
-    read, header = read_tensors(tmp_path / "x.safetensors")
-    assert header == {"step": 3, "loss": [0.1, None]}
-    assert read.keys() == tensors.keys()
-    assert all(torch.equal(read[key], tensors[key]) and read[key].dtype == tensors[key].dtype for key in tensors)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x00" * 20, b"\xff" * 100])
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "x.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-        read_tensors(path)
-
-
-# --- training -------------------------------------------------------------------------------------------------------
 
 CLASSES, EPOCHS = 4, 4
 
@@ -93,15 +44,17 @@ def batches(seed: int) -> Batches:
     return Batches(Split(images, labels), Preprocessing(255.0, (0.5,), (0.3,)), batch_size=16, pad=1, flip=True, seed=1)
 
 
-def make_method(name: str) -> Method:
+OPTIONS = {"method.beta": 2.0, "method.gamma": 1.0, "method.warmup_epochs": 1, "method.context_momentum": 0.5}
+
+
+def make_training(name: str) -> Training:
     draws.seed(0)
-    config = MethodConfig(beta=2.0, gamma=1.0, warmup_epochs=1, context_momentum=0.5)
-    return METHODS[name](Ingredients(network(6), network(9), CLASSES, config))
+    return Training(resolve(OPTIONS).method.options(name), Ingredients(network(6), network(9), CLASSES))
 
 
 def make_trainer(
     folder: Path,
-    method: Method,
+    training: Training,
     *,
     stop: StopRequest | None = None,
     every: int | None = None,
@@ -114,7 +67,7 @@ def make_trainer(
     return Trainer(
         Fabric(accelerator="cpu", devices=1, precision=precision),  # type: ignore[arg-type]
         Job("x", folder, EPOCHS, optim, every),
-        method,
+        training,
         batches=batches(0),
         validation=batches(1),
         observer=Lines(),
@@ -140,41 +93,41 @@ class StopAt(StopRequest):
         pass
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", registry())
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path: Path, name: str, optimizer: str) -> None:
     whole_lines: list[dict[str, Any]] = []
-    whole = make_method(name)
+    whole = make_training(name)
     draws.seed(7)
     make_trainer(tmp_path / "whole", whole, record=whole_lines.append, optimizer=optimizer).train()
 
     lines: list[dict[str, Any]] = []
     draws.seed(7)
     for _ in range(20):
-        method = make_method(name)
+        training = make_training(name)
         draws.seed(7)
-        trainer = make_trainer(tmp_path / "parts", method, stop=StopAt(2), record=lines.append, optimizer=optimizer)
+        trainer = make_trainer(tmp_path / "parts", training, stop=StopAt(2), record=lines.append, optimizer=optimizer)
         with suppress(InterruptedRunError):
             trainer.train()
             break
     else:
         pytest.fail("it never came to the end")
-    expected, got = whole.state_dict(), method.state_dict()
+    expected, got = whole.state_dict(), training.state_dict()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert lines == whole_lines
 
 
 def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
-    plain, often = make_method("cid"), make_method("cid")
-    for folder, method, every in (("plain", plain, None), ("often", often, 1)):
+    plain, often = make_training("cid"), make_training("cid")
+    for folder, training, every in (("plain", plain, None), ("often", often, 1)):
         draws.seed(7)
-        make_trainer(tmp_path / folder, method, every=every).train()
+        make_trainer(tmp_path / folder, training, every=every).train()
     assert all(torch.equal(value, often.state_dict()[key]) for key, value in plain.state_dict().items())
 
 
 def test_a_checkpoint_leaves_the_teacher_out(tmp_path: Path) -> None:
     for name in ("kd", "cid"):
-        make_trainer(tmp_path / name, make_method(name)).train()
+        make_trainer(tmp_path / name, make_training(name)).train()
         tensors, header = read_tensors(tmp_path / name / "checkpoint.safetensors")
         assert not [key for key in tensors if "teacher" in key]
         assert (header["epoch"], header["step"]) == (EPOCHS, 0)
@@ -182,7 +135,7 @@ def test_a_checkpoint_leaves_the_teacher_out(tmp_path: Path) -> None:
 
 def test_the_untrained_head_is_never_the_best(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
-    trained = make_trainer(tmp_path / "x", make_method("cid"), record=lines.append).train()
+    trained = make_trainer(tmp_path / "x", make_training("cid"), record=lines.append).train()
     assert [line["scorable"] for line in lines] == [False, True, True, True]
     assert lines[0]["best_epoch"] is None
     assert "ce" not in lines[0]
@@ -192,36 +145,43 @@ def test_the_untrained_head_is_never_the_best(tmp_path: Path) -> None:
 
 
 def test_warm_up_is_scored_with_the_students_own_logits() -> None:
-    method = make_method("cid").eval()
+    training = make_training("cid").eval()
     x = torch.randn(3, 1, 6, 6)
-    assert torch.equal(method.predict(x), method.distiller.student_model(x))  # type: ignore[operator, union-attr]
-    method.epoch_end()
-    assert torch.equal(method.predict(x), method.predictor()(x))
+    assert torch.equal(training.predict(x), training.distiller.student_model(x))
+    training.epoch_end()
+    assert torch.equal(training.predict(x), training.predictor()(x))
 
 
+class Scale(nn.Module):
+    """A network of one weight a class, which counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CLASSES))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x.flatten(1)[:, :CLASSES] * self.weight
+
+
+@dataclass(frozen=True)
 class Explosive(Method):
     """Its weight, loss or term turns bad at one step."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(CLASSES))
-        self.what = what
-        self.steps = 0
+    what: str
 
-    def forward(self, x: Tensor, target: Tensor, teacher: object = None) -> StepOutput:
-        self.steps += 1
-        bad = self.steps == 6
-        loss = (self.weight**2).sum()
+    def step(self, training: Training, batch: Batch) -> StepOutput:
+        training.student(batch.inputs)
+        weight, bad = training.student.weight, training.student.calls == 6
+        loss = (weight**2).sum()
         if bad and self.what == "gradient":
-            loss = loss + torch.sqrt(self.weight.sum() * 0)  # finite, with an infinite derivative
+            loss = loss + torch.sqrt(weight.sum() * 0)  # finite, with an infinite derivative
         sample = torch.tensor(float("nan") if bad and self.what == "sample" else 1.0)
         return StepOutput(loss + sample, {"ce": loss.detach(), "sample": sample}, None)
 
-    def predict(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[:, :CLASSES] * self.weight
-
-    def predictor(self) -> nn.Module:
-        return self
+    def predict(self, training: Training, inputs: Tensor) -> Tensor:
+        return inputs.flatten(1)[:, :CLASSES] * training.student.weight
 
 
 @pytest.mark.parametrize(
@@ -230,30 +190,30 @@ class Explosive(Method):
 )
 @pytest.mark.parametrize("every", [None, 1])
 def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, what: str, message: str, every: int | None) -> None:
-    trainer = make_trainer(tmp_path / "x", Explosive(what), every=every)
+    trainer = make_trainer(tmp_path / "x", Training(Explosive(what), Ingredients(Scale(), None, CLASSES)), every=every)
     with pytest.raises(NonFiniteError, match=message):
         trainer.train()
     tensors, header = read_tensors(tmp_path / "x" / "checkpoint.safetensors")
     assert (header["epoch"], header["step"]) == ((1, 1) if every else (1, 0))
-    assert torch.isfinite(tensors["method.weight"]).all()
+    assert torch.isfinite(tensors["method.student.weight"]).all()
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "x", make_method("labels")).train()
+    make_trainer(tmp_path / "x", make_training("labels")).train()
     with pytest.raises(CheckpointError, match="does not fit this run"):
-        make_trainer(tmp_path / "x", make_method("cid"))
+        make_trainer(tmp_path / "x", make_training("cid"))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions_train(tmp_path: Path, precision: str) -> None:
-    for name in METHODS:
-        trained = make_trainer(tmp_path / name, make_method(name), precision=precision).train()
+    for name in registry():
+        trained = make_trainer(tmp_path / name, make_training(name), precision=precision).train()
         assert 0 <= trained.best_epoch < EPOCHS
 
 
 def test_a_position_goes_from_the_start_to_the_end(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path / "x", make_method("kd"))
+    trainer = make_trainer(tmp_path / "x", make_training("kd"))
     assert trainer.position == Position(epoch=0, step=0, seconds=0.0, losses=None, best=None)
     trainer.train()
-    for position in (trainer.position, make_trainer(tmp_path / "x", make_method("kd")).position):
+    for position in (trainer.position, make_trainer(tmp_path / "x", make_training("kd")).position):
         assert (position.epoch, position.step) == (EPOCHS, 0)

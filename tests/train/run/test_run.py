@@ -12,7 +12,7 @@ from cid._errors import CheckpointError
 from cid.train import files, load_student
 from cid.train.config import read_toml, resolve
 from cid.train.data import load_dataset
-from cid.train.methods import METHODS
+from cid.train.methods import DEFAULT_METHODS as METHODS
 from tests import draws
 from tests.disk import fill_up
 from tests.train import fakes

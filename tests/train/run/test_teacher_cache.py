@@ -16,7 +16,7 @@ from cid import cli
 from cid.cache import TeacherCache
 from cid.train.config import resolve
 from cid.train.data import Batches
-from cid.train.methods import METHODS, Ingredients
+from cid.train.methods import Ingredients, Training
 from cid.train.models import build_model
 from cid.train.run.inputs import Inputs
 from tests import bounds, draws
@@ -98,8 +98,9 @@ def test_the_loss_of_one_batch(
         draws.seed(5)
         student = build_model("cnn-3", inputs.spec)
         dim = None if kept is None else kept.layout.feature_dim
-        given = Ingredients(student, network if kept is None else None, 10, config.method, dim)
-        found.append([METHODS[method](given)(*batches.batch(batches.plan(epoch), 1)).loss for epoch in (0, 1)])
+        given = Ingredients(student, network if kept is None else None, 10, dim)
+        training = Training(config.method.options(method), given)
+        found.append([training(batches.batch(batches.plan(epoch), 1)).loss for epoch in (0, 1)])
     torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=0.0)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 import cid
 from cid import cli
 from cid.train import load_student
-from cid.train.config import EXPORTS, read_toml, resolve
+from cid.train.config import read_toml, resolve
 from cid.train.data import load_dataset
-from cid.train.ship import export
+from cid.train.ship import EXPORTS, export
 from tests import bounds, draws
 
 BATCH = 32

@@ -1,0 +1,184 @@
+"""What holds for every method, and what a new file in the folder of methods is enough for."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cid.train.config import resolve
+from cid.train.data import Batch
+from cid.train.methods import DEFAULT_METHODS, Ingredients, Method, Training, option_fields, register, registry
+from cid.train.methods._base import REGISTERED
+from cid.train.settings import setting
+from tests import draws
+
+CLASSES, SAMPLES = 3, 12
+every_method = pytest.mark.parametrize("name", registry())
+
+
+def network(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, width), nn.Dropout(0.5), nn.Linear(width, CLASSES))
+
+
+def make(name: str) -> tuple[Training, nn.Module, Batch]:
+    draws.seed(0)
+    teacher = network(8)
+    given = Ingredients(network(4), teacher, CLASSES)
+    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES)
+    return Training(resolve({"method.warmup_epochs": 0}).method.options(name), given), teacher, batch
+
+
+@every_method
+def test_its_terms_are_those_that_it_says(name: str) -> None:
+    training, _, batch = make(name)
+    output = training(batch)
+    assert tuple(output.terms) == registry()[name].terms
+    assert not any(term.requires_grad for term in output.terms.values())
+    output.loss.backward()
+    assert all(p.grad is not None for p in training.parameters() if p.requires_grad)
+
+
+@every_method
+def test_the_teacher_is_neither_trained_nor_saved(name: str) -> None:
+    training, teacher, _ = make(name)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    trained = {id(p) for group in training.param_groups(0.1) for p in group["params"]}
+    assert trained == {id(p) for p in training.parameters() if p.requires_grad}
+    assert not [key for key in training.trained_state() if "teacher" in key]
+    if any(module is teacher for module in training.modules()):
+        assert training.training
+        assert not teacher.training
+    state = {key: torch.full_like(value, 2.0) for key, value in training.trained_state().items()}
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    training.load_trained_state(state)
+    assert all(torch.equal(value, state[key]) for key, value in training.trained_state().items())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+@every_method
+def test_without_a_teacher_its_outputs_must_come_with_the_batch(name: str) -> None:
+    draws.seed(0)
+    options = resolve({"method.warmup_epochs": 0}).method.options(name)
+    training = Training(options, Ingredients(network(4), None, CLASSES, teacher_dim=8))
+    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES)
+    outputs = torch.randn(SAMPLES, 8), torch.randn(SAMPLES, CLASSES)
+    assert torch.isfinite(training(batch._replace(teacher=outputs)).loss)
+    if name in ("kd", "cid"):
+        with pytest.raises(ValueError, match=r"^teacher: not given, accepted: \(features, logits\)"):
+            training(batch)
+
+
+def test_order_and_names() -> None:
+    assert tuple(registry())[:3] == DEFAULT_METHODS
+    assert list(registry())[3:] == sorted(list(registry())[3:])
+    assert all(name == method.name for name, method in registry().items())
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[[type[Method]], type[Method]]]:
+    """As `register`, until the test is done."""
+    before = dict(REGISTERED)
+    registry.cache_clear()
+    yield register
+    REGISTERED.clear()
+    REGISTERED.update(before)
+    registry.cache_clear()
+
+
+def test_a_name_that_is_taken(registered: Callable[[type[Method]], type[Method]]) -> None:
+    @dataclass(frozen=True)
+    class Other(Method):
+        name = "kd"
+
+    with pytest.raises(TypeError, match=r"test_methods: method 'kd' is in cid\.train\.methods\.kd, too$"):
+        registered(Other)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [(float, setting(2.0, "softens logits and contexts")), (float, setting(4.0, "softens")), (int, setting(4, "T"))],
+)
+def test_an_option_that_is_declared_otherwise(
+    registered: Callable[[type[Method]], type[Method]], declared: tuple[Any, Any]
+) -> None:
+    kind, field = declared
+    namespace = {"__annotations__": {"temperature": kind}, "temperature": field, "name": "other", "terms": ("ce",)}
+    registered(dataclass(frozen=True)(type("Other", (Method,), namespace)))
+    with pytest.raises(TypeError, match=r"^methods kd and other declare the option 'temperature' differently"):
+        option_fields()
+
+
+# --- a new method ----------------------------------------------------------------------------------------------------
+
+NEW = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cid.train.methods import LogitsMethod, _shared, register
+from cid.train.settings import at_least, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+@dataclass(frozen=True)
+class MSE(LogitsMethod):
+    """The distance of the logits."""
+
+    name = "mse"
+    terms = ("ce", "distance")
+
+    alpha: float = _shared.alpha()
+    distance_weight: float = setting(0.5, "weight of the distance", rule=at_least(0))
+
+    def loss(self, logits: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        from torch.nn.functional import cross_entropy, mse_loss
+
+        ce, distance = cross_entropy(logits, target), mse_loss(logits, teacher)
+        return self.alpha * ce + self.distance_weight * distance, {"ce": ce, "distance": distance}
+'''
+WITH_NEW = """
+import sys
+import cid.train.methods
+cid.train.methods.__path__.append(sys.argv.pop(1))
+from cid.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_new_method_is_one_file(tmp_path: Path) -> None:
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "mse.py").write_text(NEW)
+    run = tmp_path / "run"
+
+    def cid(arguments: str) -> str:
+        command = [sys.executable, "-c", WITH_NEW, str(tmp_path / "methods"), *arguments.split()]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    text = " ".join(cid("distill --help").split())
+    assert "--distance-weight FLOAT mse: weight of the distance" in text
+    assert "--alpha FLOAT kd, cid and mse: weight of" in text
+    output = cid(
+        "distill --limit 150 --limit-test 60 --teacher cnn-3 --student cnn-2 --epochs 2 --teacher-epochs 1 --seeds 0 "
+        f"--device cpu --threads 1 --methods kd mse --distance-weight 2 --out {run}"
+    )
+    assert "\nmse " in output
+    assert "mse - kd: " in output
+    assert "distance_weight = 2.0" in (run / "config.toml").read_text()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss"] == pytest.approx(line["ce"] + 2 * line["distance"], rel=1e-5) for line in lines[-2:])
+    cid(f"report {run}")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Terms of mse&#39;s loss, before their weights" in page
+    assert "Terms of kd&#39;s loss, before their weights" in page
+    assert cid(f"eval {run} --method mse").startswith("mse-seed0: accuracy ")
