@@ -57,7 +57,7 @@ class PublishedLoops(cid.CIDLoss):
     ) -> CIDOutput:
         """See `cid.CIDLoss`."""
         f, s, t, q, y = student_features, student_logits, teacher_features, teacher_logits, target
-        x = torch.cat([f, eager.marginal(s, self.bank.context)], 1)
+        x = torch.cat([f, eager.marginal_context(s, self.bank.context)], 1)
         z = F.linear(x, self.head.weight, self.head.bias)
         gather(f, q, y, self.bank.numerator, self.bank.denominator)
         ce, kd = eager.cross_entropy(z, y), eager.kd(s, q)

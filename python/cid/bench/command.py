@@ -25,7 +25,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("terms", nargs="*", type=_term, metavar="TERM", help="terms to measure (default: all)")
     parser.add_argument("--accuracy", action="store_true", help="measure errors against float64, not time")
-    parser.add_argument("--preset", choices=plan.PRESETS, help="a set of rows (default without TERM or --size: goals)")
+    parser.add_argument(
+        "--preset", choices=plan.PRESET_NAMES, help="a set of rows (default without TERM or --size: goals)"
+    )
     parser.add_argument(
         "--size", action="append", type=_size, metavar="SIZE", help="4096x1000 or B64-Ds128-Dt128-C100; repeatable"
     )
@@ -52,8 +54,8 @@ def register(subparsers: Any) -> None:
 
 
 def _term(name: str) -> str:
-    if name not in plan.TERMS:
-        raise argparse.ArgumentTypeError(f"got {name!r}, accepted: {', '.join(plan.TERMS)}")
+    if name not in plan.TERM_NAMES:
+        raise argparse.ArgumentTypeError(f"got {name!r}, accepted: {', '.join(plan.TERM_NAMES)}")
     return name
 
 
@@ -99,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
     from cid.bench.hardware import hardware
     from cid.bench.report import ERRORS, GPU_TIMES, TIMES, head, line, write_json
-    from cid.bench.work import Job, check_tier
+    from cid.bench.work import Measurements, check_tier
 
     _check_build()
     for tier in options.simd or ():
@@ -109,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     cases = tuple(
         plan.Case(*pair, dtype, count, options.device) for count, dtype, pair in product(threads, dtypes, pairs)
     )
-    job = Job(cases, options.accuracy, options.seconds, options.against, options.memory)
+    measurements = Measurements(cases, options.accuracy, options.seconds, options.against, options.memory)
     where = hardware(options.device)
     kind = "accuracy" if options.accuracy else options.device
     columns = {"accuracy": ERRORS, "cpu": TIMES, "cuda": GPU_TIMES}[kind]
@@ -117,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     print(_LEGENDS[kind])
     print(head(columns), flush=True)
     measured = []
-    tiers = [job.rows_at(tier) for tier in options.simd] if options.simd else [job.rows()]
+    tiers = [measurements.rows_at(tier) for tier in options.simd] if options.simd else [measurements.rows()]
     for rows in tiers:
         with closing(rows):
             for row in rows:
@@ -163,19 +165,11 @@ def _check_device(options: argparse.Namespace) -> None:
 
 
 def _pairs(options: argparse.Namespace) -> list[tuple[str, plan.Size]]:
-    """Terms and sizes, but for terms that nobody named and this version lacks."""
+    """Terms and sizes, as the options ask."""
     if options.accuracy and options.preset:
         raise ConfigError(f"--preset: got {options.preset} together with --accuracy, accepted: --size")
     preset = "accuracy" if options.accuracy and not options.size else options.preset
-    pairs = plan.chosen(options.terms, options.size or (), preset, options.device)
-
-    from cid.bench.terms import TERMS
-
-    for name in options.terms:
-        if not TERMS[name].available:
-            accepted = ", ".join(term for term in plan.TERMS if TERMS[term].available)
-            raise ConfigError(f"TERM: got {name}, which this version has not, accepted: {accepted}")
-    return [pair for pair in pairs if TERMS[pair[0]].available]
+    return plan.chosen(options.terms, options.size or (), preset, options.device)
 
 
 def _destination(options: argparse.Namespace) -> Path | None:

@@ -58,23 +58,23 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z, y)
 
 
-def weights(q: Tensor, y: Tensor) -> Tensor:
+def context_weights(q: Tensor, y: Tensor) -> Tensor:
     """`softmax(q/T)[y]` of each row."""
     return torch.softmax(q / TEMPERATURE, 1).gather(1, y[:, None]).squeeze(1)
 
 
-def accumulate(f: Tensor, w: Tensor, y: Tensor, numerator: Tensor, denominator: Tensor) -> None:
+def accumulate_context(f: Tensor, w: Tensor, y: Tensor, numerator: Tensor, denominator: Tensor) -> None:
     """`numerator[y] += w f` and `denominator[y] += w`."""
     numerator.index_add_(0, y, (w[:, None] * f).to(numerator.dtype))
     denominator.index_add_(0, y, w.to(denominator.dtype))
 
 
-def marginal(s: Tensor, m: Tensor) -> Tensor:
+def marginal_context(s: Tensor, m: Tensor) -> Tensor:
     """`softmax(s/T) M`, not differentiated."""
     return torch.softmax(s.detach() / TEMPERATURE, 1) @ m
 
 
-def whole(
+def criterion(
     f: Tensor,
     s: Tensor,
     t: Tensor,
@@ -89,8 +89,8 @@ def whole(
     denominator: Tensor,
 ) -> Tensor:
     """A step of the whole criterion, with the gathering of the contexts."""
-    z = F.linear(torch.cat([f, marginal(s, context)], 1), head_weight, head_bias)
+    z = F.linear(torch.cat([f, marginal_context(s, context)], 1), head_weight, head_bias)
     with torch.no_grad():
-        accumulate(f.detach(), weights(q, y), y, numerator, denominator)
+        accumulate_context(f.detach(), context_weights(q, y), y, numerator, denominator)
     adapted = F.linear(f, adapter_weight, adapter_bias)
     return cross_entropy(z, y) + kd(s, q) + BETA * sample(adapted, t) + class_(f, t, y)

@@ -16,7 +16,7 @@ TIERS = ("avx512", "avx2", "baseline", "fallback")
 DEVICES = {"cpu": "native", "cuda": "triton"}
 """Each with the backend that is measured there."""
 AGAINST = ("eager", "compile", "liger", "all", "none")
-PRESETS = ("goals", "sweep", "small")
+PRESET_NAMES = ("goals", "sweep", "small")
 INPUT_SETS = 3
 """Sets of inputs that the rounds rotate through."""
 
@@ -52,7 +52,7 @@ KINDS = {
     "marginal": Kind("rows x classes [x features]"),
     "cid": Kind("rows x student x teacher x classes", ((64, 128, 128, 100), (4096, 128, 256, 1000))),
 }
-TERMS = tuple(KINDS)
+TERM_NAMES = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Case:
     """One row of a table.
 
     Attributes:
-        term: one of `TERMS`.
+        term: one of `TERM_NAMES`.
         size: with all its numbers, see `complete`.
         dtype: of the float inputs, one of `DTYPES`.
         threads: of PyTorch's pool.
@@ -117,7 +117,7 @@ def chosen(
     Args:
         terms: named ones; all, if empty.
         sizes: each serves the terms that take as many numbers.
-        preset: one of `PRESETS`, or `"accuracy"`.
+        preset: one of `PRESET_NAMES`, or `"accuracy"`.
         device: one of `DEVICES`, which have goals of their own.
 
     Raises:
@@ -126,8 +126,8 @@ def chosen(
     if sizes and preset:
         raise ConfigError(f"--preset: got {preset} together with --size, accepted: one of the two")
     if sizes:
-        pairs = [(term, size) for term in terms or TERMS for size in sizes if len(size) in KINDS[term].ranks]
-        accepted = "; ".join(f"{term}: {KINDS[term].axes}" for term in terms or TERMS)
+        pairs = [(term, size) for term in terms or TERM_NAMES for size in sizes if len(size) in KINDS[term].ranks]
+        accepted = "; ".join(f"{term}: {KINDS[term].axes}" for term in terms or TERM_NAMES)
         for size in sizes:
             if all(size != used for _, used in pairs):
                 raise ConfigError(f"--size: got {text(size)}, accepted: {accepted}")
@@ -136,7 +136,7 @@ def chosen(
                 raise ConfigError(f"--size: got none for {term}, accepted: {accepted}")
     elif preset or not terms:
         preset = preset or "goals"
-        rows = _gpu_goals() if (preset, device) == ("goals", "cuda") else _PRESETS[preset]()
+        rows = _gpu_goals() if (preset, device) == ("goals", "cuda") else _ROWS[preset]()
         pairs = [(term, size) for term, size in rows if not terms or term in terms]
     else:
         pairs = [(term, size) for term in terms for size in KINDS[term].defaults]
@@ -144,7 +144,7 @@ def chosen(
 
 
 def _each_term(size: Size, whole: Iterable[Size] = ()) -> Iterator[tuple[str, Size]]:
-    for term in TERMS:
+    for term in TERM_NAMES:
         if term != "cid":
             yield term, size
     for numbers in whole:
@@ -188,7 +188,7 @@ def _sweep() -> Iterator[tuple[str, Size]]:
             if rows**2 * (3e-8 + features * 1.2e-10) < 3:
                 grid.append(("class", (rows, features, 100)))
         grid += [("cid", (rows, *rest)) for rest in ((16, 16, 2), (128, 256, 100), (512, 2048, 1000), (64, 768, 32000))]
-    for term, size in sorted(grid, key=lambda pair: TERMS.index(pair[0])):
+    for term, size in sorted(grid, key=lambda pair: TERM_NAMES.index(pair[0])):
         columns = size[1] + size[2] + 2 * size[3] if term == "cid" else 2 * size[1]
         if 4 * INPUT_SETS * size[0] * columns <= 1.6e9:
             yield term, size
@@ -198,4 +198,4 @@ def _accuracy() -> Iterator[tuple[str, Size]]:
     yield from _each_term((64, 100), [(64, 32, 48, 10)])
 
 
-_PRESETS = {"goals": _goals, "sweep": _sweep, "small": _small, "accuracy": _accuracy}
+_ROWS = {"goals": _goals, "sweep": _sweep, "small": _small, "accuracy": _accuracy}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,7 +31,6 @@ class Term:
         backward: whether the step ends with a backward.
         state: what all calls share: parameters, contexts, and last the bank.
         bank: how many of the last tensors in the state are sums that a call adds to, a row for each label.
-        available: whether this version of the package has it.
     """
 
     draw: Callable[[Size, torch.dtype], Tensors]
@@ -41,7 +39,6 @@ class Term:
     backward: bool = True
     state: Callable[[Size, torch.dtype], Tensors] = lambda size, dtype: ()
     bank: int = 0
-    available: bool = True
 
     def leaves(self, inputs: Tensors, state: Tensors) -> list[Tensor]:
         """What gets gradients."""
@@ -90,14 +87,14 @@ def _draw_accumulate(size: Size, dtype: torch.dtype) -> Tensors:
     return _normal(rows, features, dtype=dtype), torch.rand(rows, dtype=dtype), _labels(rows, classes)
 
 
-def _draw_whole(size: Size, dtype: torch.dtype) -> Tensors:
+def _draw_criterion(size: Size, dtype: torch.dtype) -> Tensors:
     rows, student, teacher, classes = size
     f, s = _leaf(rows, student, dtype=dtype), _leaf(rows, classes, dtype=dtype)
     t, q = _normal(rows, teacher, dtype=dtype), _normal(rows, classes, dtype=dtype)
     return f, s, t, q, _labels(rows, classes)
 
 
-def _state_whole(size: Size, dtype: torch.dtype) -> Tensors:
+def _state_criterion(size: Size, dtype: torch.dtype) -> Tensors:
     _, student, teacher, classes = size
     adapter, head = nn.Linear(student, teacher, dtype=dtype), nn.Linear(2 * student, classes, dtype=dtype)
     context = _normal(classes, student, dtype=dtype)
@@ -129,12 +126,10 @@ def _criterion(state: Tensors, backend: str | None) -> Step:
     return step
 
 
-_HAS_DIVERGENCES = "divergence" in inspect.signature(F.kd_loss).parameters
-
 TERMS = {
     "kd": Term(_pair, _of(F.kd_loss), eager.kd),
-    "kd-reverse": Term(_pair, _of(F.kd_loss, divergence="reverse"), eager.kd_reverse, available=_HAS_DIVERGENCES),
-    "kd-js": Term(_pair, _of(F.kd_loss, divergence="js", beta=0.5), eager.kd_js, available=_HAS_DIVERGENCES),
+    "kd-reverse": Term(_pair, _of(F.kd_loss, divergence="reverse"), eager.kd_reverse),
+    "kd-js": Term(_pair, _of(F.kd_loss, divergence="js", beta=0.5), eager.kd_js),
     "sample": Term(_pair, _of(F.sample_loss), eager.sample),
     "class": Term(_draw_class, _of(F.class_loss), eager.class_),
     "cross-entropy": Term(
@@ -143,13 +138,13 @@ TERMS = {
     "context-weights": Term(
         lambda size, dtype: (_normal(*size, dtype=dtype), _labels(*size)),
         _of(F.context_weights),
-        eager.weights,
+        eager.context_weights,
         backward=False,
     ),
     "accumulate": Term(
         _draw_accumulate,
         _of(F.accumulate_context),
-        eager.accumulate,
+        eager.accumulate_context,
         backward=False,
         state=lambda size, dtype: _bank(size[2], size[1], dtype),
         bank=2,
@@ -157,8 +152,8 @@ TERMS = {
     "marginal": Term(
         lambda size, dtype: (_normal(*size[:2], dtype=dtype), _normal(*size[1:], dtype=dtype)),
         _of(F.marginal_context),
-        eager.marginal,
+        eager.marginal_context,
         backward=False,
     ),
-    "cid": Term(_draw_whole, _criterion, eager.whole, state=_state_whole, bank=2),
+    "cid": Term(_draw_criterion, _criterion, eager.criterion, state=_state_criterion, bank=2),
 }

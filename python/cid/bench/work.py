@@ -1,7 +1,7 @@
 """The rows of a table, one after the other, in this process or, for a forced tier, in a child.
 
 The native kernels read the environment variable `CID_SIMD` once, so each tier needs a process of its own. The child
-is `python -m cid.bench.work`: a job as JSON on its standard input, a row as JSON on each line of its output.
+is `python -m cid.bench.work`: `Measurements` as JSON on its standard input, a row as JSON on each line of its output.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cid.bench.plan import Case
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to do with each case.
+class Measurements:
+    """What to measure of each case, and how.
 
     Attributes:
         cases: one or more rows each.
@@ -34,7 +34,7 @@ class Job:
     cases: tuple[Case, ...]
     errors: bool = False
     seconds: float = 5.0
-    against: str = "both"
+    against: str = "all"
     memory: bool = True
 
     def rows(self) -> Generator[Row, None, None]:
@@ -56,7 +56,7 @@ class Job:
         Raises:
             RunError: the child failed; what it wrote to its standard error has been shown.
         """
-        job = {**asdict(self), "cases": [case.to_json() for case in self.cases]}
+        request = {**asdict(self), "cases": [case.to_json() for case in self.cases]}
         command = [sys.executable, "-m", "cid.bench.work"]
         with subprocess.Popen(
             command, env=_forced(tier), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -64,7 +64,7 @@ class Job:
             assert child.stdin is not None
             assert child.stdout is not None
             try:
-                child.stdin.write(json.dumps(job))
+                child.stdin.write(json.dumps(request))
                 child.stdin.close()
                 for line in child.stdout:
                     yield json.loads(line)
@@ -93,9 +93,9 @@ def check_tier(tier: str) -> None:
 
 
 def _main() -> None:
-    job = json.load(sys.stdin)
-    cases = tuple(map(Case.from_json, job.pop("cases")))
-    for row in Job(cases, **job).rows():
+    request = json.load(sys.stdin)
+    cases = tuple(map(Case.from_json, request.pop("cases")))
+    for row in Measurements(cases, **request).rows():
         print(json.dumps(row), flush=True)
 
 
