@@ -15,6 +15,13 @@ from cid.train.data import READERS
 from cid.train.files import read_json, write_atomically, write_json
 from cid.train.methods import registry
 
+TEACHER = "teacher"  # what the teacher is called: its folder, and the method in its result
+
+
+def network_name(method: str, seed: int) -> str:
+    """What a student is called: its folder in the run."""
+    return f"{method}-seed{seed}"
+
 
 @dataclass(frozen=True)
 class WithoutHead:
@@ -76,14 +83,6 @@ class Result:
             return cls(**{**content, "without_head": own and WithoutHead(**own)})
         except (AttributeError, TypeError) as error:
             raise CheckpointError(f"{path}: is no result: {error}") from error
-
-
-TEACHER = "teacher"  # what the teacher is called: its folder, and the method in its result
-
-
-def network_name(method: str, seed: int) -> str:
-    """What a student is called: its folder in the run."""
-    return f"{method}-seed{seed}"
 
 
 class RunFolder:

@@ -22,7 +22,7 @@ from cid.train.methods.labels import Labels
 from cid.train.models import build_model, count_parameters
 from cid.train.networks import Description, load_teacher, save_network, without_head
 from cid.train.results import curves, table
-from cid.train.results.scoring import evaluate
+from cid.train.results.scoring import evaluate, test_batches
 from cid.train.run.inputs import Inputs, cpu_threads
 from cid.train.run.loop import Job, Trained, Trainer
 from cid.train.run.progress import Observer
@@ -201,19 +201,23 @@ def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | 
     save_network(run.folder.weights(name), predictor, run.describe(network.model))
     result = score(run, network, predictor, trained)
     write_json(folder / "result.json", result.to_json())
-    run.observer.finish(
-        name,
-        f"{network.model}, {result.parameters:,} parameters, accuracy {result.test_accuracy:.2%} (test), "
-        f"{result.validation_accuracy:.2%} (validation), {result.seconds:.1f} s",
-    )
+    run.observer.finish(name, summary(network, result))
     if run.stop.signal_number is not None:
         raise InterruptedRunError(name, run.stop.signal_number)
+
+
+def summary(network: Network, result: Result) -> str:
+    """A result in a line of text."""
+    return (
+        f"{network.model}, {result.parameters:,} parameters, accuracy {result.test_accuracy:.2%} (test), "
+        f"{result.validation_accuracy:.2%} (validation), {result.seconds:.1f} s"
+    )
 
 
 def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> Result:
     """The result of a network that predicts as `predictor` does; `trained` is None where it was given."""
     own = without_head(predictor)
-    test, *own_test = evaluate([predictor, *filter(None, [own])], run.batches(run.data.test, 0))
+    test, *own_test = evaluate([predictor, *filter(None, [own])], test_batches(run.config, run.data))
     if trained is None:
         (validation,) = evaluate([predictor], run.batches(run.data.validation, 0))
     return Result(
