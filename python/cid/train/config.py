@@ -20,18 +20,7 @@ from cid.train.presets import preset
 from cid.train.sections import DataConfig, ModelsConfig, OptimConfig, RunConfig
 from cid.train.settings import Setting, distinct, one_of, setting, settings_of
 
-__all__ = [
-    "Config",
-    "DataConfig",
-    "MethodConfig",
-    "ModelsConfig",
-    "OptimConfig",
-    "RunConfig",
-    "read_toml",
-    "resolve",
-    "settings",
-    "to_toml",
-]
+__all__ = ["Config", "DataConfig", "MethodConfig", "read_toml", "resolve", "settings", "to_toml"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +57,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+# The class of each section.
 SECTIONS: dict[str, Any] = {section.name: section.default_factory for section in dataclasses.fields(Config)}
 
 
@@ -87,7 +77,7 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     Raises:
         ConfigError: a value is not accepted, or values contradict each other.
     """
-    known = {setting.key: setting for setting in settings()}
+    known = {each.key: each for each in settings()}
     from_file = {key: known[key].check(value, key) for key, value in (file or {}).items()}
     from_flags = {key: known[key].check(value, known[key].flag or key) for key, value in given.items()}
     values = {**from_file, **from_flags}
@@ -143,7 +133,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} is no TOML: {error}") from error
-    known = [setting.key for setting in settings()]
+    known = [each.key for each in settings()]
     values: dict[str, Any] = {}
     for section, content in document.items():
         for name, value in content.items() if isinstance(content, dict) else [("", content)]:

@@ -43,7 +43,7 @@ class Ingredients:
 class Method:
     """A way to train a student. Fields are its options, each by `cid.train.settings.setting`.
 
-    It has no state: what is trained is in the `Training` that its functions are given, under the names of `networks`.
+    It has no state. What is trained is in the `Training` that its functions get, under the names of `networks`.
 
     Attributes:
         name: what the command line, tables and folders call it.
@@ -57,7 +57,7 @@ class Method:
 
     @classmethod
     def implied(cls, names: Collection[str]) -> dict[str, Any]:
-        """Options that follow where a user sets those of these names, and does not set them, too."""
+        """Options that follow from a user's setting those of these names, where the user does not set them too."""
         return {}
 
     def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
@@ -78,7 +78,7 @@ class Method:
     # --- training
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
-        """The networks to train or to ask, by what the other functions call them; a teacher must be among them."""
+        """The networks, by the names that the other functions call them; the teacher, if it is asked, as it was given."""
         return {"student": given.student, "teacher": given.teacher}
 
     def step(self, training: Training, batch: Batch) -> StepOutput:

@@ -15,7 +15,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cid._errors import InterruptedRunError, NonFiniteError
-from cid.train.config import OptimConfig
 from cid.train.data import Batch, Batches
 from cid.train.methods import StepOutput, Training
 from cid.train.results.scoring import evaluate
@@ -24,6 +23,7 @@ from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
 from cid.train.run.schedule import learning_rate, make_optimizer, set_learning_rate
 from cid.train.run.signals import StopRequest
+from cid.train.sections import OptimConfig
 
 # On another device than the CPU, looking at a loss waits for it.
 CHECK_EVERY = {"cpu": 1}

@@ -217,7 +217,7 @@ def summary(network: Network, result: Result) -> str:
 def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> Result:
     """The result of a network that predicts as `predictor` does; `trained` is None where it was given."""
     own = without_head(predictor)
-    test, *own_test = evaluate([predictor, *filter(None, [own])], test_batches(run.config, run.data))
+    test, *own_test = evaluate([predictor] if own is None else [predictor, own], test_batches(run.config, run.data))
     if trained is None:
         (validation,) = evaluate([predictor], run.batches(run.data.validation, 0))
     return Result(
@@ -230,7 +230,9 @@ def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | N
         validation_accuracy=trained.validation if trained else validation.accuracy,
         test_accuracy=test.accuracy,
         test_loss=test.loss,
-        without_head=WithoutHead(count_parameters(own), own_test[0].accuracy, own_test[0].loss) if own else None,
+        without_head=None
+        if own is None
+        else WithoutHead(count_parameters(own), own_test[0].accuracy, own_test[0].loss),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from cid.train.config import OptimConfig
+from cid.train.sections import OptimConfig
 
 MILESTONES = (150 / 240, 180 / 240, 210 / 240)
 ONECYCLE_RISE = 0.3

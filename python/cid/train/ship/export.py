@@ -56,7 +56,8 @@ def ship(folder: RunFolder, *, to: str, method: str, seed: int | None, head: boo
     if head:
         network, about = folded(network, description)
     else:
-        network = without_head(network) or network
+        own = without_head(network)
+        network = network if own is None else own
         about = to_json(description, network)
     content = WRITERS[to](network, description, json.dumps(about))
     write_atomically(path, content)
