@@ -181,4 +181,5 @@ def test_a_new_method_is_one_file(tmp_path: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Terms of mse&#39;s loss, before their weights" in page
     assert "Terms of kd&#39;s loss, before their weights" in page
+    assert 'class="strip c4"' in page  # the first colour after cid's
     assert cid(f"eval {run} --method mse").startswith("mse-seed0: accuracy ")

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cid._errors import CheckpointError, InterruptedRunError, NonFiniteError
-from cid.train.config import OptimConfig, resolve
+from cid.train.config import resolve
 from cid.train.data import Batch, Batches, Preprocessing, Split
 from cid.train.files import read_tensors
 from cid.train.methods import Ingredients, Method, StepOutput, Training, registry
@@ -20,6 +20,7 @@ from cid.train.run.checkpoint import Position
 from cid.train.run.loop import Job, Trainer
 from cid.train.run.progress import Lines
 from cid.train.run.signals import StopRequest
+from cid.train.sections import OptimConfig
 from tests import draws
 
 CLASSES, EPOCHS = 4, 4

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cid.train.config import OptimConfig
 from cid.train.run.schedule import OPTIMIZERS, SCHEDULES, learning_rate, set_learning_rate
+from cid.train.sections import OptimConfig
 
 
 def test_step_schedule_has_the_papers_milestones() -> None:

@@ -1,0 +1,51 @@
+"""Accuracy, loss and answers of networks on a split."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cid.train.data import Batches, Preprocessing, Split
+from cid.train.results.scoring import accuracy, all_logits, evaluate, right
+from tests import draws
+
+CLASSES, SAMPLES = 3, 25
+
+
+@pytest.fixture
+def split() -> Split:
+    generator = torch.Generator().manual_seed(draws.shifted(0))
+    images = torch.randint(256, (SAMPLES, 1, 2, 2), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.arange(SAMPLES) % CLASSES)
+
+
+def batches(split: Split) -> Batches:
+    """Whose last is shorter, and whose training batches would be moved and mirrored."""
+    return Batches(split, Preprocessing(255.0, (0.0,), (1.0,)), batch_size=8, pad=1, flip=True, seed=0)
+
+
+def first(x: Tensor) -> Tensor:
+    return x.flatten(1)[:, :CLASSES]
+
+
+def last(x: Tensor) -> Tensor:
+    return x.flatten(1)[:, -CLASSES:]
+
+
+def test_the_logits_are_those_of_all_samples_in_order(split: Split) -> None:
+    found = all_logits([first, last], batches(split))
+    for logits, predict in zip(found, (first, last), strict=True):
+        assert torch.equal(logits, predict(split.images.float() / 255))
+
+
+def test_scores_are_means_over_the_samples(split: Split) -> None:
+    scores = evaluate([first, last], batches(split))
+    for score, logits in zip(scores, all_logits([first, last], batches(split)), strict=True):
+        assert score.accuracy == pytest.approx(accuracy(logits, split.labels))
+        assert score.accuracy == int(right(logits, split.labels).sum()) / SAMPLES
+        assert score.loss == pytest.approx(float(nn.functional.cross_entropy(logits.double(), split.labels)), rel=1e-5)
+
+
+def test_nothing_is_kept_for_a_backward(split: Split) -> None:
+    layer = nn.Linear(CLASSES, CLASSES)
+    (logits,) = all_logits([lambda x: layer(first(x))], batches(split))
+    assert not logits.requires_grad
