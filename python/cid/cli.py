@@ -299,10 +299,17 @@ def _register_export(subparsers: Subparsers) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     from cid.train.folder import RunFolder
-    from cid.train.ship.export import ship
+    from cid.train.ship.export import export_student
 
-    folder = RunFolder(options.folder)
-    print(ship(folder, to=options.to, method=options.method, seed=options.seed, head=options.head, out=options.out))
+    written = export_student(
+        RunFolder(options.folder),
+        to=options.to,
+        method=options.method,
+        seed=options.seed,
+        head=options.head,
+        out=options.out,
+    )
+    print(written)
     return 0
 
 

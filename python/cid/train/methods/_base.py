@@ -78,7 +78,10 @@ class Method:
     # --- training
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
-        """The networks, by the names that the other functions call them; the teacher, if it is asked, as it was given."""
+        """The networks, by the names under which the other functions find them.
+
+        A teacher that is asked is among them, itself or within another; it is neither trained nor saved.
+        """
         return {"student": given.student, "teacher": given.teacher}
 
     def step(self, training: Training, batch: Batch) -> StepOutput:

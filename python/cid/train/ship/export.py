@@ -25,7 +25,7 @@ from cid.train.ship import EXPORTS
 TOLERANCE = 1e-4
 
 
-def ship(folder: RunFolder, *, to: str, method: str, seed: int | None, head: bool, out: Path | None) -> str:
+def export_student(folder: RunFolder, *, to: str, method: str, seed: int | None, head: bool, out: Path | None) -> str:
     """Writes a run's student to one file.
 
     Args:
