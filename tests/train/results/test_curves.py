@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cid.train.results.curves import plot_curves
+from cid.train.results.curves import Curve, curve, plot_curves
 
 
 def test_curves(tmp_path: Path) -> None:
@@ -14,3 +14,9 @@ def test_curves(tmp_path: Path) -> None:
     ]
     plot_curves(lines, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_is_the_mean_and_the_range() -> None:
+    lines = [{"method": "cid", "epoch": 1, "loss": 2.0}, {"method": "cid", "epoch": 1, "loss": 4.0}]
+    lines += [{"method": "kd", "epoch": 0, "loss": 9.0}, {"method": "cid", "epoch": 0}]
+    assert curve(lines, "cid", "loss") == Curve([2], [3.0], [2.0], [4.0])

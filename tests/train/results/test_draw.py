@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cid.train.results.curves import Curve
 from cid.train.results.page import percent
 from cid.train.results.page.draw import NOTHING, Style, busiest, heat_map, line_chart, picture
-from cid.train.results.table import Curve
 
 
 def test_of_many_classes_the_busiest_are_shown() -> None:
