@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 
-from cid import _native
+import cid._native as rust
 from cid.bench.timing import Timing, interleaved
 
 CALLS = 1000  # in a sample, as one call is too short for the clock
@@ -24,12 +24,12 @@ def kernels() -> dict[str, tuple[int, Callable[[], object]]]:
     s, q, grad, out = torch.randn(1, 1), torch.randn(1, 1), torch.empty(1, 1), torch.empty(1)
     y, w, loss = torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.empty(())
     return {
-        "softmax": (2, lambda: _native.softmax(s, 4.0, grad)),
-        "context_weights": (3, lambda: _native.context_weights(q, y, 4.0, -100, out)),
-        "kd": (4, lambda: _native.kd(s, q, None, 4.0, "forward", 0.5, -100, True, loss, grad)),
-        "cross_entropy": (4, lambda: _native.cross_entropy(s, y, -100, loss, grad)),
-        "class_": (5, lambda: _native.class_(s, q, y, -100, loss, grad)),
-        "accumulate_context": (5, lambda: _native.accumulate_context(s, w, y, -100, grad, out)),
+        "softmax": (2, lambda: rust.softmax(s, 4.0, grad)),
+        "context_weights": (3, lambda: rust.context_weights(q, y, 4.0, -100, out)),
+        "kd": (4, lambda: rust.kd(s, q, None, 4.0, "forward", 0.5, -100, True, loss, grad)),
+        "cross_entropy": (4, lambda: rust.cross_entropy(s, y, -100, loss, grad)),
+        "class_": (5, lambda: rust.class_(s, q, y, -100, loss, grad)),
+        "accumulate_context": (5, lambda: rust.accumulate_context(s, w, y, -100, grad, out)),
     }
 
 

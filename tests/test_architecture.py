@@ -13,7 +13,7 @@ PACKAGE = ROOT / "python" / "cid"
 ROOMS = (
     "_errors", "_files", "_checks", "_native",
     "backends", "functional",
-    "_mirror", "context", "head", "losses", "capture", "student", "distiller", "cache", "integrations",
+    "_mirror", "context", "head", "losses", "capture", "student", "teacher", "distiller", "cache", "integrations",
     "train.settings", "train.sections", "train.files", "train.data", "train.models", "train.methods",
     "train.presets", "train.config", "train.networks", "train.folder", "train.results", "train.run", "train.ship",
     "bench", "cli",

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid._files import write_atomically
 
 __all__ = ["CacheError", "CacheLayout", "TeacherCache", "digest", "write_cache"]
@@ -82,11 +82,11 @@ class CacheLayout:
 
     def __post_init__(self) -> None:
         for name in ("samples", "views", "feature_dim", "num_classes", "shard_size"):
-            _checks.size(name, getattr(self, name))
-        _checks.choice("dtype", self.dtype, tuple(DTYPES))
-        _checks.temperature(self.temperature)
+            check.size(name, getattr(self, name))
+        check.choice("dtype", self.dtype, tuple(DTYPES))
+        check.temperature(self.temperature)
         if self.top_k is not None:
-            _checks.size("top_k", self.top_k)
+            check.size("top_k", self.top_k)
             if self.top_k >= self.num_classes:
                 raise ValueError(
                     f"top_k: got {self.top_k}, accepted: less than the {self.num_classes} classes (None for all)"
@@ -288,8 +288,8 @@ def _records(batches: Iterable[tuple[Tensor, Tensor]], part: range, view: int, l
     records = np.empty(len(part), layout._record)
     done = 0
     for features, logits in batches:
-        _checks.shape("features", _checks.tensor("features", features), ("B", layout.feature_dim))
-        _checks.shape("logits", _checks.tensor("logits", logits), (len(features), layout.num_classes))
+        check.shape("features", check.tensor("features", features), ("B", layout.feature_dim))
+        check.shape("logits", check.tensor("logits", logits), (len(features), layout.num_classes))
         here = slice(done, done + len(features))
         if here.stop > len(part):
             break

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cid import _checks
-from cid import functional as F
+import cid._checks as check
+import cid.functional as F
 from cid._mirror import Mirror
 
 
@@ -84,13 +84,13 @@ class ContextBank(Mirror):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.size("num_classes", num_classes)
-        _checks.size("dim", dim)
-        _checks.number("momentum", momentum, low=0.0, high=1.0)
+        check.size("num_classes", num_classes)
+        check.size("dim", dim)
+        check.number("momentum", momentum, low=0.0, high=1.0)
         if steps_per_turn is not None:
-            _checks.size("steps_per_turn", steps_per_turn)
-        _checks.temperature(temperature)
-        _checks.integer("ignore_index", ignore_index)
+            check.size("steps_per_turn", steps_per_turn)
+        check.temperature(temperature)
+        check.integer("ignore_index", ignore_index)
         self.momentum = momentum
         self.steps_per_turn = steps_per_turn
         self.temperature = temperature

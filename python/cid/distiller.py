@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from cid import _checks
+import cid._checks as check
 from cid.capture import Classifier, Layers
 from cid.functional import CIDOutput
 from cid.head import FoldedHead
@@ -216,8 +216,8 @@ class Distiller(nn.Module):
                 raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
             teacher = ask_teacher(self._teacher, self.teacher_model, x)
         else:
-            _checks.shape(
-                "teacher[0]", _checks.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
+            check.shape(
+                "teacher[0]", check.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
             )
         student = self._student.read(self.student_model, x)
         output: CIDOutput = self.criterion(*student, *teacher, target)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cid import _checks
-from cid import functional as F
+import cid._checks as check
+import cid.functional as F
 
 
 class InterventionalHead(nn.Module):
@@ -51,9 +51,9 @@ class InterventionalHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.size("dim", dim)
-        _checks.size("num_classes", num_classes)
-        _checks.temperature(temperature)
+        check.size("dim", dim)
+        check.size("num_classes", num_classes)
+        check.temperature(temperature)
         self.dim = dim
         self.num_classes = num_classes
         self.temperature = temperature
@@ -102,8 +102,8 @@ class InterventionalHead(nn.Module):
             >>> torch.allclose(head.fold(context)(f, s), head(f, s, context), atol=1e-6)
             True
         """
-        _checks.tensor("context", context)
-        _checks.shape("context", context, (self.num_classes, self.dim))
+        check.tensor("context", context)
+        check.shape("context", context, (self.num_classes, self.dim))
         folded = FoldedHead(
             self.dim,
             self.num_classes,
@@ -167,9 +167,9 @@ class FoldedHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.size("dim", dim)
-        _checks.size("num_classes", num_classes)
-        _checks.temperature(temperature)
+        check.size("dim", dim)
+        check.size("num_classes", num_classes)
+        check.temperature(temperature)
         self.temperature = temperature
 
         def zeros(*shape: int) -> nn.Parameter:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cid import _checks
-from cid import functional as F
+import cid._checks as check
+import cid.functional as F
 from cid._mirror import Mirror
 from cid.context import ContextBank
 from cid.functional import CIDOutput
@@ -41,11 +41,11 @@ class KDLoss(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        _checks.temperature(temperature)
-        _checks.choice("divergence", divergence, F.DIVERGENCES)
-        _checks.number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
-        _checks.integer("ignore_index", ignore_index)
-        _checks.choice("reduction", reduction, F.DIVERGENCE_REDUCTIONS)
+        check.temperature(temperature)
+        check.choice("divergence", divergence, F.DIVERGENCES)
+        check.number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
+        check.integer("ignore_index", ignore_index)
+        check.choice("reduction", reduction, F.DIVERGENCE_REDUCTIONS)
         self.temperature = temperature
         self.divergence = divergence
         self.beta = beta
@@ -87,7 +87,7 @@ class SampleLoss(nn.Module):
 
     def __init__(self, *, reduction: str = "mean", backend: str | None = None) -> None:
         super().__init__()
-        _checks.choice("reduction", reduction, F.REDUCTIONS)
+        check.choice("reduction", reduction, F.REDUCTIONS)
         self.reduction = reduction
         self.backend = backend
 
@@ -115,7 +115,7 @@ class ClassLoss(nn.Module):
 
     def __init__(self, *, ignore_index: int = -100, backend: str | None = None) -> None:
         super().__init__()
-        _checks.integer("ignore_index", ignore_index)
+        check.integer("ignore_index", ignore_index)
         self.ignore_index = ignore_index
         self.backend = backend
 
@@ -217,14 +217,14 @@ class CIDLoss(Mirror):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        _checks.size("student_dim", student_dim)
-        _checks.size("teacher_dim", teacher_dim)
+        check.size("student_dim", student_dim)
+        check.size("teacher_dim", teacher_dim)
         for name, factor in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            _checks.number(name, factor, low=0.0)
-        _checks.integer("warmup_epochs", warmup_epochs)
-        _checks.number("warmup_epochs", warmup_epochs, low=0)
-        _checks.number("context_momentum", context_momentum, low=0.0, high=1.0)
-        _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+            check.number(name, factor, low=0.0)
+        check.integer("warmup_epochs", warmup_epochs)
+        check.number("warmup_epochs", warmup_epochs, low=0)
+        check.number("context_momentum", context_momentum, low=0.0, high=1.0)
+        check.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature
@@ -282,7 +282,7 @@ class CIDLoss(Mirror):
         adapter, head, bank = self.adapter, self.head, self.bank  # each look costs a microsecond
         self._notice()
         if self._warming_up:  # else the contexts tell how many classes there are
-            _checks.shape("student_logits", _checks.tensor("student_logits", student_logits), ("B", head.num_classes))
+            check.shape("student_logits", check.tensor("student_logits", student_logits), ("B", head.num_classes))
         counting = self.training and bank.steps_per_turn is not None
         if counting and bank.turn_if_due():
             self._count_epoch()
@@ -320,10 +320,10 @@ class CIDLoss(Mirror):
     def _check_shapes(
         self, student_features: Tensor, student_logits: Tensor, teacher_features: Tensor, teacher_logits: Tensor
     ) -> None:
-        _checks.shape("student_features", student_features, ("B", self.head.dim))
-        _checks.shape("student_logits", student_logits, (len(student_features), self.head.num_classes))
-        _checks.shape("teacher_features", teacher_features, (len(student_features), self.adapter.out_features))
-        _checks.shape("teacher_logits", teacher_logits, (len(student_features), self.head.num_classes))
+        check.shape("student_features", student_features, ("B", self.head.dim))
+        check.shape("student_logits", student_logits, (len(student_features), self.head.num_classes))
+        check.shape("teacher_features", teacher_features, (len(student_features), self.adapter.out_features))
+        check.shape("teacher_logits", teacher_logits, (len(student_features), self.head.num_classes))
 
     def predict(self, student_features: Tensor, student_logits: Tensor) -> Tensor:
         """The interventional logits z, shape (B, C), with which the student predicts after training."""
@@ -369,7 +369,7 @@ class CIDLoss(Mirror):
             >>> [group["weight_decay"] for group in optimizer.param_groups]
             [0.0005, 0.0]
         """
-        _checks.number("weight_decay", weight_decay, low=0.0)
+        check.number("weight_decay", weight_decay, low=0.0)
         return [
             {"params": list(self.head.parameters()), "weight_decay": weight_decay},
             {"params": list(self.adapter.parameters()), "weight_decay": 0.0},

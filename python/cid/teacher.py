@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cid import _checks
+import cid._checks as check
 from cid.capture import Classifier
 
 
@@ -29,7 +29,7 @@ def _in_type_of(model: nn.Module, x: Any) -> Any:
     for parameter in model.parameters():
         if parameter.dtype == x.dtype:
             return x
-        if first is None and parameter.dtype in _checks.FLOATS:
+        if first is None and parameter.dtype in check.FLOATS:
             first = parameter.dtype
     return x if first is None else x.to(first)
 

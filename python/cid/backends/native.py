@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from cid import _checks, _native
+import cid._checks as check
+import cid._native as rust
 from cid.backends.fused import Fused, tensors
 from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 
@@ -26,26 +27,26 @@ def _join_torch_threads() -> None:
         ]
     except AttributeError:  # not exported on this platform: serial, with the same results
         return
-    _native.use_torch_threads(*addresses)
+    rust.use_torch_threads(*addresses)
     # A forked child inherits the pool's state without its threads, and would wait for them for ever.
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_native.run_serially)
+        os.register_at_fork(after_in_child=rust.run_serially)
 
 
 _join_torch_threads()
 
 
-backend = Fused(_native)
+backend = Fused(rust)
 
 
 def refusal(found: Iterable[Tensor]) -> str | None:
     """Why these tensors can't be taken, or None if they can."""
-    return tensors.refusal(found, "cpu", _checks.FLOATS)
+    return tensors.refusal(found, "cpu", check.FLOATS)
 
 
 def takes(found: tuple[object, ...], rank: int | None) -> bool:
     """Whether these are float tensors, of so many dimensions if that is given, that the kernels can read, and may."""
-    if torch.compiler.is_compiling() or tensors.transform() is not None or not _native.plain(*found):
+    if torch.compiler.is_compiling() or tensors.transform() is not None or not rust.plain(*found):
         return False
     for tensor in cast(tuple[Tensor, ...], found) if rank is not None else ():  # noqa: SIM110  # `all` takes twice as long
         if tensor.ndim != rank:
@@ -64,7 +65,7 @@ def cid_loss(inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
     alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing = options
     context_sums = inputs.context_sums
     fits = (
-        _native.cid_fits(*inputs[:-1], (alpha, beta, gamma), temperature, ignore_index)
+        rust.cid_fits(*inputs[:-1], (alpha, beta, gamma), temperature, ignore_index)
         and not differentiable_context
         and inputs.student_features.dtype != torch.float16
         and type(label_smoothing) is float

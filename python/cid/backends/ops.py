@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cid import _native
+import cid._native as rust
 from cid.backends import kernels
 from cid.backends.fused import Fused
 from cid.backends.kernels import Kernels
@@ -21,7 +21,7 @@ from cid.backends.kernels import Kernels
 def _define(name: str) -> None:
     operator = f"cid::{name}"
     torch.library.define(operator, kernels.schema(name))
-    torch.library.impl(operator, "CPU", getattr(_native, name))
+    torch.library.impl(operator, "CPU", getattr(rust, name))
     torch.library.impl(operator, "CUDA", _on_gpu(name))
     torch.library.register_fake(operator, _nothing)
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 
 
 def labelled(target: Tensor, num_classes: int | None, ignore_index: int) -> Tensor:
     """Which samples have a label, or a share of any class."""
     if target.is_floating_point():
         return target.amax(1) != 0  # not `any`, which takes many times longer
-    _checks.label_range("target", target, num_classes, ignore_index)
+    check.label_range("target", target, num_classes, ignore_index)
     return target != ignore_index
 
 

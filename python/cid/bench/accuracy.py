@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cid import _native
+import cid._native as rust
 from cid.bench.measure import Row
 from cid.bench.plan import DEVICES, Case
 from cid.bench.terms import TERMS, Step, Tensors, Term, copies
@@ -33,7 +33,7 @@ def accuracy(case: Case, factor: float) -> Row:
         inputs = term.draw(case.size, dtype)
     # A matrix: labels and the weights of samples have one dimension.
     inputs = tuple((x.detach() * factor).requires_grad_(x.requires_grad) if x.ndim == 2 else x for x in inputs)
-    row: Row = {**case.to_json(), "simd": _native.build_info()["simd"], "factor": factor}
+    row: Row = {**case.to_json(), "simd": rust.build_info()["simd"], "factor": factor}
     try:
         ours = _run(term, inputs, state, DEVICES[case.device])
     except RuntimeError as error:  # the backend's refusal

@@ -186,10 +186,10 @@ def _destination(options: argparse.Namespace) -> Path | None:
 
 
 def _check_build() -> None:
-    from cid import _native
+    import cid._native as rust
 
     try:
-        build = _native.build_info()
+        build = rust.build_info()
     except RuntimeError as error:  # the environment forces a tier that is none of this CPU's
         raise ConfigError(str(error)) from error
     if build["profile"] != "release":

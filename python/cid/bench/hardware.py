@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import cid
-from cid import _native
+import cid._native as rust
 
 
 def hardware(device: str = "cpu") -> dict[str, object]:
@@ -22,7 +21,7 @@ def hardware(device: str = "cpu") -> dict[str, object]:
         device: with `"cuda"` also the GPU, its memory and L2 cache in bytes, the driver, and the versions of CUDA,
             Triton and Liger-Kernel.
     """
-    build = _native.build_info()
+    build = rust.build_info()
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -31,8 +30,8 @@ def hardware(device: str = "cpu") -> dict[str, object]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "cid": cid.__version__,
-        "commit": _commit(Path(cid.__file__)),
+        "cid": version("cid-distill"),
+        "commit": _commit(Path(__file__)),
         **(_gpu() if device == "cuda" else {}),
     }
 

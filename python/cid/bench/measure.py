@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cid import _native
+import cid._native as rust
 from cid.backends import reference, select
 from cid.bench import floor, liger, memory
 from cid.bench.plan import DEVICES, INPUT_SETS, Case
@@ -70,7 +70,7 @@ def measure(case: Case, *, seconds: float, against: str, count_memory: bool) -> 
     floats = [x for x in inputs[0] if x.is_floating_point()]
     return {
         **case.to_json(),
-        "simd": _native.build_info()["simd"],
+        "simd": rust.build_info()["simd"],
         "backend": "reference" if select(None, *floats) is reference else DEVICES[case.device],
         "times": {name: asdict(timing) for name, timing in times.items()},
         "host": clock.host if isinstance(clock, DeviceClock) else None,

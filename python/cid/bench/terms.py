@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cid import functional as F
+import cid.functional as F
 from cid.backends import select
 from cid.bench import eager
 from cid.bench.plan import Size

@@ -85,7 +85,7 @@ def check_tier(tier: str) -> None:
     Raises:
         ConfigError: it has not.
     """
-    command = [sys.executable, "-c", "from cid import _native; _native.build_info()"]
+    command = [sys.executable, "-c", "import cid._native as rust; rust.build_info()"]
     done = subprocess.run(command, env=_forced(tier), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cid import _checks
+import cid._checks as check
 from cid.capture.calls import Call, apply, run, uncompiled
 from cid.capture.layers import Size, fitting, is_product, listing, size_of, unsized
 from cid.capture.lineage import Lineage, Made
@@ -63,7 +63,7 @@ class Classifier:
         *,
         role: str | None = None,
     ) -> None:
-        _checks.size("num_classes", num_classes)
+        check.size("num_classes", num_classes)
         self.num_classes = num_classes
         self._role, self._argument = ("model", "layers") if role is None else (role, f"{role}_layer")
         if not isinstance(model, nn.Module):

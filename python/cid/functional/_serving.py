@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import Backend, autocast, select
 
 
@@ -16,7 +16,7 @@ def serving(backend: str | None, **tensors: Tensor) -> tuple[Backend, list[Tenso
     """
     first = next(iter(tensors))
     seen = dict(zip(tensors, autocast.widened(*tensors.values()), strict=True))
-    _checks.beside(first, _checks.tensor(first, seen[first]), **seen)
+    check.beside(first, check.tensor(first, seen[first]), **seen)
     return select(backend, *seen.values()), [*seen.values()]
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import checking
 from cid.backends.targets import majority
 from cid.functional._serving import rows, serving
@@ -49,12 +49,12 @@ def class_loss(
 
     Source: Deng and Zhang 2021.
     """
-    _checks.integer("ignore_index", ignore_index)
+    check.integer("ignore_index", ignore_index)
     s, t = student_features, teacher_features
     chosen = checking(backend, s, t)
     if chosen is None:
         chosen, (s, t) = serving(backend, student_features=s, teacher_features=t)
         s, t = rows("student_features", s), rows("teacher_features", t)
-        _checks.shape("teacher_features", t, (s.shape[0], "Dt"))
-    _checks.targets("target", target, s, None, ignore_index)
+        check.shape("teacher_features", t, (s.shape[0], "Dt"))
+    check.targets("target", target, s, None, ignore_index)
     return chosen.class_loss(s, t, *majority(target, ignore_index))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import checking
 from cid.functional._serving import serving
 
@@ -42,15 +42,15 @@ def context_weights(
 
     Source: Deng and Zhang 2021.
     """
-    _checks.temperature(temperature)
-    _checks.integer("ignore_index", ignore_index)
+    check.temperature(temperature)
+    check.integer("ignore_index", ignore_index)
     q = teacher_logits
     chosen = checking(backend, q)
     if chosen is None:
         chosen, (q,) = serving(backend, teacher_logits=q)
-        _checks.shape("teacher_logits", q, ("B", "C"))
-        _checks.classes("teacher_logits", q)
-    _checks.targets("target", target, q, q.shape[1], ignore_index)
+        check.shape("teacher_logits", q, ("B", "C"))
+        check.classes("teacher_logits", q)
+    check.targets("target", target, q, q.shape[1], ignore_index)
     return chosen.context_weights(q, target, float(temperature), ignore_index)
 
 
@@ -95,25 +95,25 @@ def accumulate_context(
 
     Source: Deng and Zhang 2021.
     """
-    _checks.integer("ignore_index", ignore_index)
+    check.integer("ignore_index", ignore_index)
     f, w = features, weights
     chosen = checking(backend, f, w, numerator, denominator, rank=None)
     # The sums of halves may be of two types, and those of shares are made by no kernel.
-    if chosen is None or f.dtype in _checks.HALVES or _checks.holds_shares(target):
+    if chosen is None or f.dtype in check.HALVES or check.holds_shares(target):
         chosen, (f, w) = serving(backend, features=f, weights=w)
         check_sums("features", {"features": f, "weights": w}, numerator, denominator)
-    _checks.targets("target", target, f, numerator.shape[0], ignore_index)
-    _checks.shape("weights", w, target.shape)
-    _checks.writable(numerator=numerator, denominator=denominator)
+    check.targets("target", target, f, numerator.shape[0], ignore_index)
+    check.shape("weights", w, target.shape)
+    check.writable(numerator=numerator, denominator=denominator)
     chosen.accumulate_context(f, w, target, numerator, denominator, ignore_index)
 
 
 def check_sums(lead: str, read: Mapping[str, Tensor], numerator: Tensor, denominator: Tensor) -> None:
     """Check the sums to which the features `lead`, of all that is `read`, are added."""
     features = read[lead]
-    _checks.floats(numerator=numerator, denominator=denominator)
-    _checks.as_wide(lead, features, numerator=numerator, denominator=denominator)
-    _checks.shape("numerator", numerator, ("C", "D"))
-    _checks.shape("denominator", denominator, (numerator.shape[0],))
-    _checks.shape(lead, features, ("B", numerator.shape[1]))
-    _checks.written(read, {"numerator": numerator, "denominator": denominator})
+    check.floats(numerator=numerator, denominator=denominator)
+    check.as_wide(lead, features, numerator=numerator, denominator=denominator)
+    check.shape("numerator", numerator, ("C", "D"))
+    check.shape("denominator", denominator, (numerator.shape[0],))
+    check.shape(lead, features, ("B", numerator.shape[1]))
+    check.written(read, {"numerator": numerator, "denominator": denominator})

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import autocast, checking_cid_loss, select
 from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 from cid.functional.context import check_sums
@@ -106,10 +106,10 @@ def cid_loss(
 def _check(inputs: CIDInputs, options: CIDOptions) -> dict[str, Any]:
     """Check all arguments, and give the float tensors as the terms are to see them."""
     for name in ("alpha", "beta", "gamma"):
-        _checks.number(name, getattr(options, name), low=0.0)
-    _checks.temperature(options.temperature)
-    _checks.integer("ignore_index", options.ignore_index)
-    _checks.number("label_smoothing", options.label_smoothing, low=0.0, high=1.0)
+        check.number(name, getattr(options, name), low=0.0)
+    check.temperature(options.temperature)
+    check.integer("ignore_index", options.ignore_index)
+    check.number("label_smoothing", options.label_smoothing, low=0.0, high=1.0)
 
     # In warm-up nothing looks at the head.
     student = ["student_features", "student_logits", "adapter_weight", "adapter_bias"]
@@ -117,31 +117,31 @@ def _check(inputs: CIDInputs, options: CIDOptions) -> dict[str, Any]:
     others = ["teacher_features", "teacher_logits"] + ([] if inputs.context is None else ["context"])
     names = student + others
     floats: dict[str, Any] = dict(zip(names, autocast.widened(*(getattr(inputs, name) for name in names)), strict=True))
-    _checks.floats(**{name: floats[name] for name in student})
+    check.floats(**{name: floats[name] for name in student})
     f, s, t = floats["student_features"], floats["student_logits"], floats["teacher_features"]
-    _checks.beside("student_features", f, **{name: floats[name] for name in others})
+    check.beside("student_features", f, **{name: floats[name] for name in others})
 
-    _checks.shape("student_features", f, ("B", "Ds"))
+    check.shape("student_features", f, ("B", "Ds"))
     batch, dim = f.shape
-    _checks.shape("student_logits", s, (batch, "C"))
-    _checks.classes("student_logits", s)
-    _checks.not_empty("student_logits", s, "mean")
+    check.shape("student_logits", s, (batch, "C"))
+    check.classes("student_logits", s)
+    check.not_empty("student_logits", s, "mean")
     num_classes = s.shape[1]
-    _checks.shape("teacher_features", t, (batch, "Dt"))
-    _checks.shape("teacher_logits", floats["teacher_logits"], (batch, num_classes))
-    _checks.shape("adapter_weight", floats["adapter_weight"], (t.shape[1], dim))
-    _checks.shape("adapter_bias", floats["adapter_bias"], (t.shape[1],))
+    check.shape("teacher_features", t, (batch, "Dt"))
+    check.shape("teacher_logits", floats["teacher_logits"], (batch, num_classes))
+    check.shape("adapter_weight", floats["adapter_weight"], (t.shape[1], dim))
+    check.shape("adapter_bias", floats["adapter_bias"], (t.shape[1],))
     if inputs.context is not None:
-        _checks.as_wide("student_features", f, context=floats["context"])
-        _checks.shape("context", floats["context"], (num_classes, dim))
-        _checks.shape("head_weight", floats["head_weight"], (num_classes, 2 * dim))
-        _checks.shape("head_bias", floats["head_bias"], (num_classes,))
-    _checks.targets("target", inputs.target, f, num_classes, options.ignore_index)
+        check.as_wide("student_features", f, context=floats["context"])
+        check.shape("context", floats["context"], (num_classes, dim))
+        check.shape("head_weight", floats["head_weight"], (num_classes, 2 * dim))
+        check.shape("head_bias", floats["head_bias"], (num_classes,))
+    check.targets("target", inputs.target, f, num_classes, options.ignore_index)
     if not inputs.target.is_floating_point():
         # Not all terms that see the labels know how many classes there are, and some come too late.
-        _checks.label_range("target", inputs.target, num_classes, options.ignore_index)
+        check.label_range("target", inputs.target, num_classes, options.ignore_index)
     if inputs.context_sums is not None:
         numerator, denominator = inputs.context_sums
         check_sums("student_features", floats, numerator, denominator)
-        _checks.writable(numerator=numerator, denominator=denominator)
+        check.writable(numerator=numerator, denominator=denominator)
     return floats

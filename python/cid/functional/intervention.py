@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import checking, composed
 from cid.functional._serving import serving
 
@@ -41,15 +41,15 @@ def marginal_context(
 
     Source: Deng and Zhang 2021.
     """
-    _checks.temperature(temperature)
+    check.temperature(temperature)
     s, m = student_logits, context
     chosen = checking(backend, s, m)
     if chosen is None:
         chosen, (s, m) = serving(backend, student_logits=s, context=m)
-        _checks.as_wide("student_logits", s, context=m)
-        _checks.shape("student_logits", s, ("B", "C"))
-        _checks.classes("student_logits", s)
-    _checks.shape("context", m, (s.shape[1], "D"))
+        check.as_wide("student_logits", s, context=m)
+        check.shape("student_logits", s, ("B", "C"))
+        check.classes("student_logits", s)
+    check.shape("context", m, (s.shape[1], "D"))
     return chosen.marginal_context(s, m, float(temperature), differentiable)
 
 
@@ -97,16 +97,16 @@ def interventional_logits(
 
     Source: Deng and Zhang 2021.
     """
-    _checks.temperature(temperature)
+    check.temperature(temperature)
     chosen, tensors = serving(backend, features=features, logits=logits, context=context, weight=weight, bias=bias)
     f, s, m, w, b = tensors
-    _checks.floats(features=f, logits=s, weight=w, bias=b)
-    _checks.shape("features", f, ("B", "D"))
+    check.floats(features=f, logits=s, weight=w, bias=b)
+    check.shape("features", f, ("B", "D"))
     batch, dim = f.shape
-    _checks.shape("logits", s, (batch, "C"))
-    _checks.classes("logits", s)
-    _checks.as_wide("features", f, context=m)
-    _checks.shape("context", m, (s.shape[1], dim))
-    _checks.shape("weight", w, (s.shape[1], 2 * dim))
-    _checks.shape("bias", b, (s.shape[1],))
+    check.shape("logits", s, (batch, "C"))
+    check.classes("logits", s)
+    check.as_wide("features", f, context=m)
+    check.shape("context", m, (s.shape[1], dim))
+    check.shape("weight", w, (s.shape[1], 2 * dim))
+    check.shape("bias", b, (s.shape[1],))
     return composed.interventional_logits(chosen, f, s, m, w, b, float(temperature), differentiable)

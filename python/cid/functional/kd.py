@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import checking
 from cid.backends.options import KDOptions
 from cid.functional._serving import serving
@@ -69,20 +69,20 @@ def kd_loss(
     Source: Deng and Zhang 2021, after Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; the reverse
     and Jensen-Shannon divergences as in Agarwal et al. 2024, "On-Policy Distillation of Language Models".
     """
-    _checks.temperature(temperature)
-    _checks.choice("divergence", divergence, DIVERGENCES)
+    check.temperature(temperature)
+    check.choice("divergence", divergence, DIVERGENCES)
     if divergence == "js":
-        _checks.number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
-    _checks.integer("ignore_index", ignore_index)
-    _checks.choice("reduction", reduction, DIVERGENCE_REDUCTIONS)
+        check.number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
+    check.integer("ignore_index", ignore_index)
+    check.choice("reduction", reduction, DIVERGENCE_REDUCTIONS)
     s, q = student_logits, teacher_logits
     chosen = checking(backend, s, q)
     if chosen is None:
         chosen, (s, q) = serving(backend, student_logits=s, teacher_logits=q)
-        _checks.classes("student_logits", s)
-        _checks.shape("teacher_logits", q, s.shape)
+        check.classes("student_logits", s)
+        check.shape("teacher_logits", q, s.shape)
     if target is not None:
-        _checks.labels("target", target, s, s.shape[-1], ignore_index)
+        check.labels("target", target, s, s.shape[-1], ignore_index)
         target = target.reshape(target.numel())
     options = KDOptions(float(temperature), divergence, float(beta), ignore_index, reduction)
     if s.ndim == 2 and s.numel():
@@ -90,6 +90,6 @@ def kd_loss(
     samples = s.shape[:-1]
     # Not -1, which can't be told where there are no elements.
     s, q = (logits.reshape(samples.numel(), logits.shape[-1]) for logits in (s, q))
-    _checks.not_empty("student_logits", s, reduction)
+    check.not_empty("student_logits", s, reduction)
     loss = chosen.kd_loss(s, q, target, options)
     return loss.reshape(samples) if reduction == "none" else loss

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import checking
 from cid.functional._serving import rows, serving
 
@@ -37,12 +37,12 @@ def sample_loss(
 
     Source: Deng and Zhang 2021.
     """
-    _checks.choice("reduction", reduction, REDUCTIONS)
+    check.choice("reduction", reduction, REDUCTIONS)
     s, t = student_features, teacher_features
     chosen = checking(backend, s, t)
     if chosen is None:
         chosen, (s, t) = serving(backend, student_features=s, teacher_features=t)
         s, t = rows("student_features", s), rows("teacher_features", t)
-        _checks.shape("teacher_features", t, s.shape)
-        _checks.not_empty("student_features", s, reduction)
+        check.shape("teacher_features", t, s.shape)
+        check.not_empty("student_features", s, reduction)
     return chosen.sample_loss(s, t, reduction)

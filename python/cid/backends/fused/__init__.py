@@ -8,7 +8,7 @@ PyTorch sees it in a trace (`cid.backends.ops`).
 import torch
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import autocast, composed, targets
 from cid.backends.fused import criterion
 from cid.backends.fused.context import accumulate_context, context_weights, marginal_context
@@ -61,7 +61,7 @@ class Fused:
         """
         if target.is_floating_point() or label_smoothing != 0:
             if not target.is_floating_point():
-                _checks.label_range("target", target, logits.shape[1], ignore_index)
+                check.label_range("target", target, logits.shape[1], ignore_index)
             shares = targets.smoothed(target, logits.shape[1], ignore_index, label_smoothing, real(logits))
             return loss_of(logits, False, self.kernels.soft_cross_entropy, self.scale, dense(shares))
         return loss_of(logits, False, self.kernels.cross_entropy, self.scale, dense(target), ignore_index)

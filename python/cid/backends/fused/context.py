@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import reference
 from cid.backends.fused.softmax import softmax
 from cid.backends.fused.tensors import dense, real
@@ -35,7 +35,7 @@ def accumulate_context(
 ) -> None:
     """See `cid.functional.accumulate_context`."""
     weights, sums = weights.to(real(features)), (numerator, denominator)
-    if features.dtype in _checks.HALVES:  # the sums may be of the same type, or float32, as the kernel has them
+    if features.dtype in check.HALVES:  # the sums may be of the same type, or float32, as the kernel has them
         sums = numerator.float(), denominator.float()
     if target.is_floating_point():
         # Each class may have a share of each sample: there is nothing for a kernel to leave out of PyTorch's products.
@@ -51,7 +51,7 @@ def marginal_context(
     kernels: Kernels, student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool
 ) -> Tensor:
     """See `cid.functional.marginal_context`; the matrix product stays with PyTorch."""
-    if student_logits.dtype in _checks.HALVES:  # a belief rounded to half precision would cost the product its own
+    if student_logits.dtype in check.HALVES:  # a belief rounded to half precision would cost the product its own
         wide = marginal_context(kernels, student_logits.float(), context.float(), temperature, differentiable)
         return wide.to(student_logits.dtype)
     belief = softmax(student_logits, temperature, kernels, differentiable)

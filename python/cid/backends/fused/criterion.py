@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cid import _checks
+import cid._checks as check
 from cid.backends import targets
 from cid.backends.fused.context import accumulate_context, context_weights, marginal_context
 from cid.backends.fused.loss import Scale, can_look, refuse_second_order, scaled
@@ -78,7 +78,7 @@ class _CID(torch.autograd.Function):
         sample_grad = torch.empty_like(adapted) if needs_f or needs_adapter_weight or needs_adapter_bias else None
         if context is not None and x is not None and belief is not None:
             m = x.narrow(1, f.shape[1], f.shape[1])
-            if s.dtype == context.dtype and s.dtype not in _checks.HALVES and not torch.compiler.is_compiling():
+            if s.dtype == context.dtype and s.dtype not in check.HALVES and not torch.compiler.is_compiling():
                 torch.mm(belief, context, out=m)
             else:
                 m.copy_(marginal_context(kernels, s, context, options.temperature, False))

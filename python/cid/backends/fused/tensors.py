@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cid import _checks
+import cid._checks as check
 
 _KINDS = (Tensor, torch.nn.Parameter)  # a subclass may keep its values elsewhere
 
@@ -59,7 +59,7 @@ def dense(tensor: Tensor) -> Tensor:
 
 def takes_beside(student: torch.dtype, teacher: torch.dtype) -> bool:
     """Whether the kernels take a student and a teacher of these types: the same, or either half beside float32."""
-    return student == teacher or (student == torch.float32 and teacher in _checks.HALVES)
+    return student == teacher or (student == torch.float32 and teacher in check.HALVES)
 
 
 def side_by_side(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

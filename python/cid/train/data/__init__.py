@@ -1,7 +1,7 @@
 """Data sets as tensors in memory, and batches of them, augmented on the device.
 
 A new data set is a file here, whose reader makes `RawData` of the configuration, a line of `READERS`, and a preset in
-`cid.train.config`.
+`cid.train.presets`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from cid._errors import ConfigError
-from cid.train.config import DataConfig
 from cid.train.data.augmentation import Augmentation
 from cid.train.data.batches import Batch, Batches, EpochPlan
 from cid.train.data.cifar import read_cifar10, read_cifar100
@@ -22,6 +21,7 @@ from cid.train.data.folder import read_folder
 from cid.train.data.images import Normalize, Preprocessing, Split
 from cid.train.data.mnist import read_mnist
 from cid.train.data.seeds import mix_seed
+from cid.train.sections import DataConfig
 
 __all__ = [
     "READERS",

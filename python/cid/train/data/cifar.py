@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from cid._errors import DataError
-from cid.train.config import DataConfig
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
 from cid.train.data.published import Published, read_bytes
 from cid.train.data.unpickle import load_batch
+from cid.train.sections import DataConfig
 
 _CIFAR10_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 CIFAR10 = Published(

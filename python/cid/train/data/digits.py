@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cid.train.config import DataConfig
 from cid.train.data.augmentation import shift_and_flip
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Preprocessing, Split
 from cid.train.data.seeds import mix_seed
+from cid.train.sections import DataConfig
 
 TEST_PART = 1 / 3
 MARGIN = 2

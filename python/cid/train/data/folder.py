@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from cid._errors import DataError
-from cid.train.config import DataConfig
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
+from cid.train.sections import DataConfig
 
 # What torchvision's ImageFolder reads.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from cid._errors import DataError
-from cid.train.config import DataConfig
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
 from cid.train.data.published import Published, read_bytes
+from cid.train.sections import DataConfig
 
 MNIST = Published(
     "MNIST",

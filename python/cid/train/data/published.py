@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cid._errors import DataError
-from cid.train.config import DataConfig
+from cid.train.sections import DataConfig
 
 
 @dataclass(frozen=True)

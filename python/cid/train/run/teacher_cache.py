@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cid import teacher_outputs
 from cid._errors import CheckpointError, ConfigError
 from cid.cache import CacheError, CacheLayout, TeacherCache, digest, write_cache
+from cid.teacher import teacher_outputs
 from cid.train.config import Config
 from cid.train.data import Batches, Dataset
 
