@@ -59,7 +59,8 @@ def shape(name: str, value: Tensor, expected: Sequence[int | str]) -> None:
         isinstance(e, str) or e == size for e, size in zip(expected, value.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: ({', '.join(map(str, expected))})")
+        accepted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: ({accepted})")
 
 
 def classes(name: str, value: Tensor) -> None:

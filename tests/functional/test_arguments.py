@@ -12,11 +12,6 @@ from cid import functional as F
 from tests.cases import IGNORE, backends
 from tests.functional.calls import CALLS, FS, C, D, M, Q, S, W, Y, call
 
-# cid_loss hands its head to interventional_logits, which calls it by its own names.
-RENAMED = {
-    ("cid_loss", "head_weight"): "weight",
-    ("cid_loss", "head_bias"): "bias",
-}
 TENSORS = [(name, a) for name, call in CALLS.items() for a, x in call.items() if isinstance(x, Tensor)]
 
 
@@ -68,9 +63,32 @@ def test_each_tensor_is_checked(name: str, argument: str, backend: str, change: 
     with pytest.raises(error) as caught:
         call(name, backend, **{argument: bad})
     message = str(caught.value)
-    named = [*CALLS[name], RENAMED.get((name, argument), argument), "features", "logits"]
-    assert message.partition(":")[0] in [*named, "backend 'native' can't take this call"], message
+    assert message.partition(":")[0] in [*CALLS[name], "backend 'native' can't take this call"], message
     assert "accepted" in message
+
+
+# Of two arguments that do not fit each other, either may be named; and the only float tensor of a call decides with its
+# device about the backend.
+EITHER = [
+    ("kd_loss", "student_logits", "rows"),
+    ("class_loss", "student_features", "rows"),
+    ("accumulate_context", "features", "rank"),
+    ("context_weights", "teacher_logits", "device"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "change"),
+    [(*of, change) for of in TENSORS for change in CHANGES if (*of, change) not in FINE + EITHER],
+)
+def test_one_voice(name: str, argument: str, change: str) -> None:
+    """Whoever looks first, Rust or Python, says it in the same words; any size is `*` there and a letter here."""
+    said = []
+    for backend in ("native", "reference", None):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call(name, backend, **{argument: CHANGES[change][0](CALLS[name][argument])})
+        said.append((caught.type, str(caught.value).partition(", accepted")[0]))
+    assert len(set(said)) == 1, said
 
 
 def labelled(label: int) -> Tensor:

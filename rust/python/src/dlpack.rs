@@ -17,7 +17,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::dtype::DType;
-use crate::{errors, huge_pages};
+use crate::errors::{self, Access};
+use crate::huge_pages;
 
 /// `DLTensor` of DLPack 1.
 #[repr(C)]
@@ -141,15 +142,6 @@ unsafe impl Scalar for i64 {
 
 /// The most dimensions of an operand.
 const MAX_RANK: usize = 2;
-
-/// What a kernel does with an operand.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Access {
-    /// It reads it.
-    Read,
-    /// It writes it.
-    Write,
-}
 
 /// A tensor as the table shows it: nothing of it is checked.
 pub struct View<'a, 'py> {

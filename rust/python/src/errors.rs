@@ -6,11 +6,19 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::dlpack::Access;
 use crate::dtype::DType;
 
 /// A size that a dimension must have, or `None` for any.
 pub type Size = Option<usize>;
+
+/// What a kernel does with an operand.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Access {
+    /// It reads it.
+    Read,
+    /// It writes it.
+    Write,
+}
 
 /// What a kernel says of its arguments.
 pub fn of_kernel(error: Error) -> PyErr {
@@ -88,18 +96,17 @@ pub fn device(argument: &str, object: &Bound<'_, PyAny>, of: Option<&str>) -> Py
 #[cold]
 pub fn shape(argument: &str, sizes: &[i64], accepted: &[&[Size]]) -> PyErr {
     let size = |size: &Size| size.map_or_else(|| "*".into(), |size| size.to_string());
-    let shape = |sizes: &&[Size]| format!("({})", sizes.iter().map(size).collect::<Vec<_>>().join(", "));
-    let accepted = accepted.iter().map(shape).collect::<Vec<_>>().join(" or ");
-    PyValueError::new_err(format!("{argument}: got shape {}, accepted: {accepted}", tuple(sizes)))
+    let accepted: Vec<String> = accepted.iter().map(|sizes| tuple(sizes.iter().map(size))).collect();
+    PyValueError::new_err(format!("{argument}: got shape {}, accepted: {}", numbers(sizes), accepted.join(" or ")))
 }
 
 pub fn too_large(argument: &str, sizes: &[i64]) -> PyErr {
-    PyValueError::new_err(format!("{argument}: got shape {}, accepted: one that fits into memory", tuple(sizes)))
+    PyValueError::new_err(format!("{argument}: got shape {}, accepted: one that fits into memory", numbers(sizes)))
 }
 
 pub fn strides(argument: &str, strides: &[i64], access: Access) -> PyErr {
     let why = why(access);
-    PyValueError::new_err(format!("{argument}: got strides {}, accepted: a contiguous tensor{why}", tuple(strides)))
+    PyValueError::new_err(format!("{argument}: got strides {}, accepted: a contiguous tensor{why}", numbers(strides)))
 }
 
 /// A tensor shows the values in its memory negated.
@@ -131,10 +138,12 @@ fn attribute(object: &Bound<'_, PyAny>, name: &Bound<'_, PyString>) -> String {
     object.getattr(name).map_or_else(|_| "unknown".into(), |value| value.to_string())
 }
 
-/// Numbers as Python writes a tuple.
-fn tuple(numbers: &[i64]) -> String {
-    match numbers {
-        [one] => format!("({one},)"),
-        _ => format!("({})", numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")),
-    }
+fn numbers(numbers: &[i64]) -> String {
+    tuple(numbers.iter().map(i64::to_string))
+}
+
+/// Items as Python writes a tuple.
+fn tuple(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    format!("({}{})", items.join(", "), if items.len() == 1 { "," } else { "" })
 }

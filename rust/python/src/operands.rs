@@ -4,9 +4,9 @@ use cid_kernels::{Loss, Real};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use crate::dlpack::{self, Access, Input, Loans, Memory, Output, Scalar, View};
+use crate::dlpack::{self, Input, Loans, Memory, Output, Scalar, View};
 use crate::dtype::{DType, FLOATS};
-use crate::errors::{self, Size};
+use crate::errors::{self, Access, Size};
 
 /// The operands of one call, each checked against those before.
 #[derive(Default)]
