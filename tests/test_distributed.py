@@ -76,7 +76,7 @@ def train_methods(rank: int, folder: str) -> None:
     ignored = set(plain._ddp_params_and_buffers_to_ignore)
     parallel = nn.parallel.DistributedDataParallel(plain)
     for x, y in batches(rank):
-        parallel(Batch(x, y)).loss.backward()
+        parallel(Batch(x, y, torch.arange(B))).loss.backward()
     plain.epoch_end()
     compiled = make()
     parallel = nn.parallel.DistributedDataParallel(torch.compile(compiled, backend="eager"))

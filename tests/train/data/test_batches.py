@@ -26,6 +26,13 @@ def test_an_epoch_has_every_sample_once_and_is_a_function_of_seed_and_epoch() ->
     assert not torch.equal(plan.order, make_batches(23, seed=4).plan(4).order)
 
 
+def test_a_batch_says_which_samples_it_has() -> None:
+    batches = make_batches(23)  # each labelled by its number
+    plan = batches.plan(4)
+    for batch in (batches.batch(plan, step) for step in range(batches.steps)):
+        assert torch.equal(batch.indices, batch.target)
+
+
 def test_a_last_batch_of_one_is_left_out() -> None:
     assert make_batches(21).steps == 4
     assert make_batches(22).steps == 5

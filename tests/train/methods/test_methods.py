@@ -31,7 +31,7 @@ def make(name: str) -> tuple[Training, nn.Module, Batch]:
     draws.seed(0)
     teacher = network(8)
     given = Ingredients(network(4), teacher, CLASSES)
-    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES)
+    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     return Training(resolve({"method.warmup_epochs": 0}).method.options(name), given), teacher, batch
 
 
@@ -67,7 +67,7 @@ def test_without_a_teacher_its_outputs_must_come_with_the_batch(name: str) -> No
     draws.seed(0)
     options = resolve({"method.warmup_epochs": 0}).method.options(name)
     training = Training(options, Ingredients(network(4), None, CLASSES, teacher_dim=8))
-    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES)
+    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     outputs = torch.randn(SAMPLES, 8), torch.randn(SAMPLES, CLASSES)
     assert torch.isfinite(training(batch._replace(teacher=outputs)).loss)
     if name in ("kd", "cid"):

@@ -40,10 +40,18 @@ class EpochPlan:
 
 
 class Batch(NamedTuple):
-    """What a method takes: inputs, labels, and the teacher's features and logits, if they are cached."""
+    """What a method takes of some samples.
+
+    Attributes:
+        inputs: the network's input.
+        target: the labels, int64.
+        indices: which samples of the split these are, int64, on the device of the inputs.
+        teacher: the teacher's features and logits, if they are cached.
+    """
 
     inputs: Tensor
     target: Tensor
+    indices: Tensor
     teacher: tuple[Tensor, Tensor] | None = None
 
 
@@ -117,15 +125,15 @@ class Batches:
     def batch(self, plan: EpochPlan, step: int) -> Batch:
         """One step of a plan."""
         part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-        chosen = self._split.take(plan.order[part])
+        indices = plan.order[part]
+        chosen = self._split.take(indices)
         inputs = self._inputs(chosen.images, plan.augmentation.at(part))
         if self._cache is None or plan.view is None:
-            return Batch(inputs, chosen.labels)
+            return Batch(inputs, chosen.labels, indices)
         features, logits = self._cache[plan.samples[part], plan.view]
         device, on_gpu = inputs.device, inputs.is_cuda  # where a blocking copy would wait for the steps before
-        return Batch(
-            inputs, chosen.labels, (features.to(device, non_blocking=on_gpu), logits.to(device, non_blocking=on_gpu))
-        )
+        teacher = features.to(device, non_blocking=on_gpu), logits.to(device, non_blocking=on_gpu)
+        return Batch(inputs, chosen.labels, indices, teacher)
 
     def in_view(self, number: int, samples: range) -> Iterator[Tensor]:
         """The inputs of a range of samples, in order, in one of the fixed views."""
