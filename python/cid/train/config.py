@@ -20,8 +20,6 @@ from cid.train.presets import preset
 from cid.train.sections import DataConfig, ModelsConfig, OptimConfig, RunConfig
 from cid.train.settings import Setting, distinct, one_of, setting, settings_of
 
-__all__ = ["Config", "DataConfig", "MethodConfig", "read_toml", "resolve", "settings", "to_toml"]
-
 
 @dataclass(frozen=True)
 class MethodConfig:

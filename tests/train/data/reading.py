@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cid._errors import DataError
-from cid.train.config import DataConfig
 from cid.train.data import load_dataset
+from cid.train.sections import DataConfig
 
 # Writes the files of a data set into a folder; returns its training images and their labels.
 Write = Callable[[Path], tuple[np.ndarray, np.ndarray]]

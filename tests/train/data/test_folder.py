@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from cid._errors import ConfigError, DataError
-from cid.train.config import DataConfig
 from cid.train.data import Split, load_dataset
+from cid.train.sections import DataConfig
 from tests.train import fakes
 from tests.train.data.reading import config
 
