@@ -42,6 +42,7 @@ def class_loss(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> student = torch.tensor([[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
         >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
         >>> class_loss(student, teacher, torch.tensor([0, 0, 1]))

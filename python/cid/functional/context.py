@@ -37,6 +37,7 @@ def context_weights(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> context_weights(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor([0.2500, 0.2500])
 
@@ -87,6 +88,7 @@ def accumulate_context(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> numerator, denominator = torch.zeros(2, 3), torch.zeros(2)
         >>> weights, target = torch.tensor([0.5, 0.25]), torch.tensor([1, 1])
         >>> accumulate_context(torch.ones(2, 3), weights, target, numerator, denominator)

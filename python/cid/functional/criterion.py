@@ -74,6 +74,7 @@ def cid_loss(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> f, t = torch.randn(8, 16), torch.randn(8, 32)
         >>> s, q, y = torch.randn(8, 5), torch.randn(8, 5), torch.arange(8) % 5

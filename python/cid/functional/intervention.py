@@ -35,6 +35,7 @@ def marginal_context(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> context = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> marginal_context(torch.zeros(1, 2), context)
         tensor([[1., 1.]])
@@ -90,6 +91,7 @@ def interventional_logits(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> context = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> weight = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
         >>> interventional_logits(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), context, weight, torch.zeros(2))

@@ -58,6 +58,7 @@ def kd_loss(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> student = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
         >>> teacher = torch.tensor([[2.0, 0.0], [1.0, 0.0]])
         >>> kd_loss(student, teacher, temperature=1.0, reduction="none")

@@ -31,6 +31,7 @@ def sample_loss(
         RuntimeError: The named backend can't serve the call.
 
     Example:
+        >>> import torch
         >>> teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
         >>> sample_loss(torch.zeros(2, 2), teacher, reduction="none")
         tensor([1., 1.])
