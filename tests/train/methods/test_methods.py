@@ -115,6 +115,17 @@ def test_an_option_that_is_declared_otherwise(
         option_fields()
 
 
+def test_an_option_that_hides_another_thing(registered: Callable[[type[Method]], type[Method]]) -> None:
+    @dataclass(frozen=True)
+    class Other(Method):
+        name = "other"
+        methods: float = setting(1.0, "of something")
+
+    registered(Other)
+    with pytest.raises(TypeError, match=r"^method other declares the option 'methods', accepted: any other name$"):
+        option_fields()
+
+
 # --- a new method ----------------------------------------------------------------------------------------------------
 
 NEW = '''

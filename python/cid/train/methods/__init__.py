@@ -58,7 +58,7 @@ def option_fields() -> list[tuple[str, Any, Any]]:
     """The options of all methods as fields of one dataclass: name, type and field, an option that several have once.
 
     Raises:
-        TypeError: two methods declare an option of one name differently.
+        TypeError: two methods declare an option of one name differently, or one has the name of something else.
     """
     order: list[str] = []
     owners: dict[str, list[str]] = {}
@@ -67,6 +67,8 @@ def option_fields() -> list[tuple[str, Any, Any]]:
         hints, place = typing.get_type_hints(method), len(order)
         for item in dataclasses.fields(method):
             name = item.name
+            if name in _TAKEN:
+                raise TypeError(f"method {method.name} declares the option {name!r}, accepted: any other name")
             if name not in declared:
                 declared[name] = (hints[name], item)
                 order.insert(place, name)  # after the option that the method declares before it
@@ -78,6 +80,10 @@ def option_fields() -> list[tuple[str, Any, Any]]:
             place = order.index(name) + 1
             owners.setdefault(name, []).append(method.name)
     return [(name, declared[name][0], _field(declared[name][1], owners[name])) for name in order]
+
+
+# What the section has beside the options.
+_TAKEN = ("methods", "options")
 
 
 def _same(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
