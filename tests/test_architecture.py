@@ -12,10 +12,13 @@ PACKAGE = ROOT / "python" / "cid"
 # From the ground up: a room imports from itself and from those before it, within functions and for types, too.
 ROOMS = (
     "_errors", "_files", "_checks", "_native",
+    "backends.options", "backends.kernels", "backends.backend", "backends.autocast", "backends.targets",
+    "backends.composed", "backends.reference", "backends.fused", "backends.native", "backends.triton", "backends.ops",
     "backends", "functional",
     "_mirror", "context", "head", "losses", "capture", "student", "teacher", "distiller", "cache", "integrations",
     "train.settings", "train.sections", "train.files", "train.data", "train.models", "train.methods",
-    "train.presets", "train.config", "train.networks", "train.folder", "train.results", "train.run", "train.ship",
+    "train.presets", "train.config", "train.networks", "train.folder", "train.scoring", "train.results", "train.run",
+    "train.ship",
     "bench", "cli",
 )  # fmt: skip
 LONGEST = 400

@@ -14,6 +14,7 @@ import cid
 from cid.train.data import Batch
 from cid.train.methods import Ingredients, Training
 from cid.train.methods.cid import CID
+from cid.train.models import InputSpec
 from tests import draws
 
 RANKS, STEPS, B, C = 2, 3, 8, 4
@@ -71,7 +72,7 @@ def train_methods(rank: int, folder: str) -> None:
     """The command line's method, wrapped as its loop does it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     networks = make()
-    given = Ingredients(networks.student_model, networks.teacher_model, C)
+    given = Ingredients(networks.student_model, networks.teacher_model, InputSpec(1, (1, 1), C), torch.arange(B))
     plain = Training(CID(beta=1.0, gamma=1.0, warmup_epochs=0), given)
     ignored = set(plain._ddp_params_and_buffers_to_ignore)
     parallel = nn.parallel.DistributedDataParallel(plain)

@@ -229,7 +229,7 @@ def _register_eval(subparsers: Subparsers) -> None:
 
 def _eval(options: argparse.Namespace) -> int:
     from cid.train.folder import RunFolder
-    from cid.train.results.scoring import score_students
+    from cid.train.scoring import score_students
 
     score_students(
         RunFolder(options.folder),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cid._errors import CheckpointError
-from cid.train.files import read_tensors, write_atomically, write_tensors
+from cid._files import write_atomically
+from cid.train.files import read_tensors, write_tensors
 
 
 def full_disk(*_: Any) -> None:

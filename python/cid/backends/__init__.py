@@ -35,7 +35,7 @@ def checking(backend: str | None, *tensors: object, rank: int | None = 2) -> Bac
 
 def checking_cid_loss(backend: str | None, inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
     """The criterion by a backend that has checked all arguments by itself; None as of `checking`."""
-    return native.cid_loss(inputs, options) if (backend or _DEFAULT) in ("auto", "native") else None
+    return native.cid_loss_if_it_fits(inputs, options) if (backend or _DEFAULT) in ("auto", "native") else None
 
 
 def select(backend: str | None, *tensors: Tensor) -> Backend:

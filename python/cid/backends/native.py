@@ -54,7 +54,7 @@ def takes(found: tuple[object, ...], rank: int | None) -> bool:
     return True
 
 
-def cid_loss(inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
+def cid_loss_if_it_fits(inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
     """The criterion, of whatever the arguments are: None where anything is not as the kernels and products take it.
 
     Not float16, of whose gradients, written in the forward, too much would be lost before a `GradScaler`'s factor could
@@ -62,14 +62,14 @@ def cid_loss(inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
     """
     if torch.compiler.is_compiling() or tensors.transform() is not None or torch.is_autocast_enabled("cpu"):
         return None
-    alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing = options
-    context_sums = inputs.context_sums
+    context_sums, smoothing = inputs.context_sums, options.label_smoothing
+    factors = options.alpha, options.beta, options.gamma
     fits = (
-        rust.cid_fits(*inputs[:-1], (alpha, beta, gamma), temperature, ignore_index)
-        and not differentiable_context
+        rust.cid_fits(*inputs[:-1], factors, options.temperature, options.ignore_index)
+        and not options.differentiable_context
         and inputs.student_features.dtype != torch.float16
-        and type(label_smoothing) is float
-        and 0.0 <= label_smoothing <= 1.0
+        and type(smoothing) is float
+        and 0.0 <= smoothing <= 1.0
         and (context_sums is None or not any(x.requires_grad or x.is_neg() for x in context_sums))
     )
     return backend.cid_loss_as_one(inputs, options) if fits else None

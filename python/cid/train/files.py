@@ -15,8 +15,6 @@ from torch import Tensor
 from cid._errors import CheckpointError
 from cid._files import write_atomically
 
-__all__ = ["all_finite", "read_json", "read_tensors", "write_atomically", "write_json", "write_tensors"]
-
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON for people to read, atomically."""

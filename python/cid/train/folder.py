@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cid._errors import CheckpointError, ConfigError, DataError
+from cid._files import write_atomically
 from cid.train.config import Config, read_toml, resolve, to_toml
 from cid.train.data import READERS
-from cid.train.files import read_json, write_atomically, write_json
+from cid.train.files import read_json, write_json
 from cid.train.methods import registry
 
 TEACHER = "teacher"  # what the teacher is called: its folder, and the method in its result

@@ -16,10 +16,12 @@ from cid.train.config import resolve
 from cid.train.data import Batch
 from cid.train.methods import DEFAULT_METHODS, Ingredients, Method, Training, option_fields, register, registry
 from cid.train.methods._base import REGISTERED
+from cid.train.models import InputSpec
 from cid.train.settings import setting
 from tests import draws
 
 CLASSES, SAMPLES = 3, 12
+SPEC, LABELS = InputSpec(1, (5, 1), CLASSES), torch.arange(SAMPLES) % CLASSES
 every_method = pytest.mark.parametrize("name", registry())
 
 
@@ -30,7 +32,7 @@ def network(width: int) -> nn.Module:
 def make(name: str) -> tuple[Training, nn.Module, Batch]:
     draws.seed(0)
     teacher = network(8)
-    given = Ingredients(network(4), teacher, CLASSES)
+    given = Ingredients(network(4), teacher, SPEC, LABELS)
     batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     return Training(resolve({"method.warmup_epochs": 0}).method.options(name), given), teacher, batch
 
@@ -66,7 +68,7 @@ def test_the_teacher_is_neither_trained_nor_saved(name: str) -> None:
 def test_without_a_teacher_its_outputs_must_come_with_the_batch(name: str) -> None:
     draws.seed(0)
     options = resolve({"method.warmup_epochs": 0}).method.options(name)
-    training = Training(options, Ingredients(network(4), None, CLASSES, teacher_dim=8))
+    training = Training(options, Ingredients(network(4), None, SPEC, LABELS, teacher_dim=8))
     batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     outputs = torch.randn(SAMPLES, 8), torch.randn(SAMPLES, CLASSES)
     assert torch.isfinite(training(batch._replace(teacher=outputs)).loss)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cid.train.folder import Result, WithoutHead
-from cid.train.results import table as report
+from cid.train.results import table
 
 
 def result(method: str, seed: int, accuracy: float) -> Result:
@@ -20,15 +20,15 @@ RESULTS = [
 
 
 def test_estimate() -> None:
-    values = report.estimate([1.0, 2.0, 3.0, 4.0])
+    values = table.estimate([1.0, 2.0, 3.0, 4.0])
     assert values.mean == 2.5
     assert values.deviation == pytest.approx(1.2910, abs=1e-4)
     assert values.half_width == pytest.approx(3.1824 * 1.2910 / 2, abs=1e-3)
-    assert report.estimate([1.0]) == report.Estimate(1.0, None, None)
+    assert table.estimate([1.0]) == table.Estimate(1.0, None, None)
 
 
 def test_table_has_mean_spread_and_paired_differences() -> None:
-    text = report.table(RESULTS)
+    text = table.table(RESULTS)
     assert "81.00 +/- 2.48" in text
     assert "80.00..82.00" in text
     assert "cid - labels: +2.00 +/- 0.00: a difference" in text
@@ -37,29 +37,29 @@ def test_table_has_mean_spread_and_paired_differences() -> None:
 
 
 def test_differences_use_common_seeds_alone() -> None:
-    (difference,) = report.differences([result("labels", 0, 0.5), result("kd", 0, 0.6), result("kd", 1, 0.9)])
+    (difference,) = table.differences([result("labels", 0, 0.5), result("kd", 0, 0.6), result("kd", 1, 0.9)])
     assert difference.accuracy.mean == pytest.approx(0.1)
-    assert "one seed" in report.table([result("labels", 0, 0.5), result("kd", 0, 0.6)])
+    assert "one seed" in table.table([result("labels", 0, 0.5), result("kd", 0, 0.6)])
 
 
 def test_two_seeds_are_no_verdict() -> None:
     results = [result(method, seed, accuracy) for method, accuracy in (("labels", 0.5), ("kd", 0.6)) for seed in (0, 1)]
-    assert "kd - labels: +10.00 +/- 0.00 (two seeds: too few to tell)" in report.table(results)
+    assert "kd - labels: +10.00 +/- 0.00 (two seeds: too few to tell)" in table.table(results)
 
 
 def test_networks_that_can_do_without_their_heads_have_two_rows() -> None:
     own = WithoutHead(700, 0.75, 1.5)
     results = [result("kd", 0, 0.7), replace(result("cid", 0, 0.8), without_head=own)]
-    assert [(row.method, row.parameters, row.accuracy.mean) for row in report.rows(results)] == [
+    assert [(row.method, row.parameters, row.accuracy.mean) for row in table.rows(results)] == [
         ("kd", 1030, 0.7),
         ("cid", 1030, 0.8),
         ("cid, no head", 700, 0.75),
     ]
-    assert [(each.method, each.baseline) for each in report.differences(results)] == [
+    assert [(each.method, each.baseline) for each in table.differences(results)] == [
         ("cid", "kd"),
         ("cid, no head", "kd"),
         ("cid, no head", "cid"),
     ]
-    text = report.table(results)
+    text = table.table(results)
     assert "no head: the same networks by the student's own logits" in text
-    assert "no head" not in report.table(results[:1])
+    assert "no head" not in table.table(results[:1])

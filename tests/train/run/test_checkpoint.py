@@ -16,6 +16,7 @@ from cid.train.config import resolve
 from cid.train.data import Batch, Batches, Preprocessing, Split
 from cid.train.files import read_tensors
 from cid.train.methods import Ingredients, Method, StepOutput, Training, registry
+from cid.train.models import InputSpec
 from cid.train.run.checkpoint import Position
 from cid.train.run.loop import Job, Trainer
 from cid.train.run.progress import Lines
@@ -45,12 +46,13 @@ def batches(seed: int) -> Batches:
     return Batches(Split(images, labels), Preprocessing(255.0, (0.5,), (0.3,)), batch_size=16, pad=1, flip=True, seed=1)
 
 
+SHOWN = InputSpec(1, (6, 6), CLASSES), torch.arange(50) % CLASSES
 OPTIONS = {"method.beta": 2.0, "method.gamma": 1.0, "method.warmup_epochs": 1, "method.context_momentum": 0.5}
 
 
 def make_training(name: str) -> Training:
     draws.seed(0)
-    return Training(resolve(OPTIONS).method.options(name), Ingredients(network(6), network(9), CLASSES))
+    return Training(resolve(OPTIONS).method.options(name), Ingredients(network(6), network(9), *SHOWN))
 
 
 def make_trainer(
@@ -191,7 +193,7 @@ class Explosive(Method):
 )
 @pytest.mark.parametrize("every", [None, 1])
 def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, what: str, message: str, every: int | None) -> None:
-    trainer = make_trainer(tmp_path / "x", Training(Explosive(what), Ingredients(Scale(), None, CLASSES)), every=every)
+    trainer = make_trainer(tmp_path / "x", Training(Explosive(what), Ingredients(Scale(), None, *SHOWN)), every=every)
     with pytest.raises(NonFiniteError, match=message):
         trainer.train()
     tensors, header = read_tensors(tmp_path / "x" / "checkpoint.safetensors")

@@ -98,7 +98,7 @@ def test_the_loss_of_one_batch(
         draws.seed(5)
         student = build_model("cnn-3", inputs.spec)
         dim = None if kept is None else kept.layout.feature_dim
-        given = Ingredients(student, network if kept is None else None, 10, dim)
+        given = Ingredients(student, network if kept is None else None, inputs.spec, inputs.data.train.labels, dim)
         training = Training(config.method.options(method), given)
         found.append([training(batches.batch(batches.plan(epoch), 1)).loss for epoch in (0, 1)])
     torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=0.0)

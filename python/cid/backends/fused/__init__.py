@@ -11,7 +11,8 @@ from torch import Tensor
 import cid._checks as check
 from cid.backends import autocast, composed, targets
 from cid.backends.fused import criterion
-from cid.backends.fused.context import accumulate_context, context_weights, marginal_context
+from cid.backends.fused.context import accumulate_context, context_weights
+from cid.backends.fused.intervention import marginal_context
 from cid.backends.fused.loss import Scale, loss_of
 from cid.backends.fused.tensors import dense, real, side_by_side, takes_beside
 from cid.backends.kernels import Kernels
@@ -96,7 +97,7 @@ class Fused:
         return composed.cid_loss(self, inputs, options)
 
     def cid_loss_as_one(self, inputs: CIDInputs, options: CIDOptions) -> CIDOutput:
-        """The same as one node.
+        """See `cid.functional.cid_loss`: as one node.
 
         The inputs are dense, and of one type but for those of the teacher (see `takes_beside`), for the context, which
         may be of the type that the terms are computed in, and for its sums, which are.

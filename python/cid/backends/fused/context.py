@@ -1,11 +1,10 @@
-"""The contexts by kernels: the weights, the sums of the bank, and the student's mixture of them."""
+"""The contexts by kernels: the samples' weights, and the sums of the bank."""
 
 import torch
 from torch import Tensor
 
 import cid._checks as check
 from cid.backends import reference
-from cid.backends.fused.softmax import softmax
 from cid.backends.fused.tensors import dense, real
 from cid.backends.kernels import Kernels
 
@@ -45,14 +44,3 @@ def accumulate_context(
     if sums[0] is not numerator:
         numerator.copy_(sums[0])
         denominator.copy_(sums[1])
-
-
-def marginal_context(
-    kernels: Kernels, student_logits: Tensor, context: Tensor, temperature: float, differentiable: bool
-) -> Tensor:
-    """See `cid.functional.marginal_context`; the matrix product stays with PyTorch."""
-    if student_logits.dtype in check.HALVES:  # a belief rounded to half precision would cost the product its own
-        wide = marginal_context(kernels, student_logits.float(), context.float(), temperature, differentiable)
-        return wide.to(student_logits.dtype)
-    belief = softmax(student_logits, temperature, kernels, differentiable)
-    return torch.mm(belief, context.detach() if context.requires_grad else context)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import cid._checks as check
 from cid.backends import targets
-from cid.backends.fused.context import accumulate_context, context_weights, marginal_context
+from cid.backends.fused.context import accumulate_context, context_weights
+from cid.backends.fused.intervention import marginal_context
 from cid.backends.fused.loss import Scale, can_look, refuse_second_order, scaled
 from cid.backends.fused.tensors import real
 from cid.backends.kernels import Kernels

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from cid.train.data import Batch
     from cid.train.methods._training import Training
+    from cid.train.models import InputSpec
     from cid.train.sections import ModelsConfig, OptimConfig
 
 
@@ -24,18 +25,20 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Ingredients:
-    """The networks that a method trains with.
+    """What a method makes its networks of.
 
     Attributes:
         student: to train; maps a batch to logits.
         teacher: trained; None where there is none, or each batch has its outputs.
-        classes: how many.
+        spec: what both read and yield.
+        labels: of the training samples, (N,) int64, on the CPU; a batch's `indices` are places in it.
         teacher_dim: the size of the teacher's features, where its outputs are cached.
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    classes: int
+    spec: InputSpec
+    labels: Tensor
     teacher_dim: int | None = None
 
 

@@ -95,7 +95,7 @@ class CID(Method):
             "distiller": Distiller(
                 given.student,
                 given.teacher,
-                num_classes=given.classes,
+                num_classes=given.spec.classes,
                 teacher_dim=given.teacher_dim,
                 alpha=self.alpha,
                 beta=self.beta,

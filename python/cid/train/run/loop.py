@@ -17,12 +17,12 @@ from torch import Tensor
 from cid._errors import InterruptedRunError, NonFiniteError
 from cid.train.data import Batch, Batches
 from cid.train.methods import StepOutput, Training
-from cid.train.results.scoring import evaluate
 from cid.train.run.checkpoint import Best, Checkpoint, Position
 from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
 from cid.train.run.schedule import learning_rate, make_optimizer, set_learning_rate
 from cid.train.run.signals import StopRequest
+from cid.train.scoring import evaluate
 from cid.train.sections import OptimConfig
 
 # On another device than the CPU, looking at a loss waits for it.

@@ -12,22 +12,23 @@ import torch
 from torch import nn
 
 from cid._errors import InterruptedRunError
+from cid._files import write_atomically
 from cid.cache import TeacherCache
 from cid.train.config import Config
 from cid.train.data import Batches, Split, mix_seed
-from cid.train.files import write_atomically, write_json
+from cid.train.files import write_json
 from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, network_name
 from cid.train.methods import Ingredients, Training
 from cid.train.methods.labels import Labels
 from cid.train.models import build_model, count_parameters
 from cid.train.networks import Description, load_teacher, save_network, without_head
 from cid.train.results import curves, table
-from cid.train.results.scoring import evaluate, test_batches
 from cid.train.run.inputs import Inputs, cpu_threads
 from cid.train.run.loop import Job, Trained, Trainer
 from cid.train.run.progress import Observer
 from cid.train.run.signals import StopRequest
 from cid.train.run.teacher_cache import make_cache
+from cid.train.scoring import evaluate, test_batches
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ class Run:
             cache=cache,
         )
 
+    def ingredients(self, student: nn.Module, teacher: nn.Module | None) -> Ingredients:
+        """What a method makes its networks of."""
+        cache = self.inputs.cache
+        dim = None if cache is None else cache.layout.feature_dim
+        return Ingredients(student, teacher, self.spec, self.data.train.labels.cpu(), teacher_dim=dim)
+
     def describe(self, model: str) -> Description:
         """How to rebuild a network of this run."""
         return Description(model, self.data.classes, self.data.channels, self.data.size, self.data.preprocessing)
@@ -136,11 +143,11 @@ def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Resul
             for method in run.config.method.methods:
                 train_student(run, teacher, method, seed)
         results = folder.results()
-        write_report(folder, results)
+        write_table_and_curves(folder, results)
     return results
 
 
-def write_report(folder: RunFolder, results: list[Result]) -> None:
+def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
     """Writes table and curves."""
     write_atomically(folder.path / "table.txt", (table.table(results) + "\n").encode())
     write_json(folder.path / "table.json", table.summary(results))
@@ -158,7 +165,7 @@ def prepare_teacher(run: Run) -> nn.Module:
     if run.folder.is_done(TEACHER):
         load_teacher(run.folder.weights(TEACHER), network, model)
         return network.eval()
-    training, trained = Training(Labels(), Ingredients(network, None, run.spec.classes)), None
+    training, trained = Training(Labels(), run.ingredients(network, None)), None
     if given is None:
         trained = run.train(teacher, training)
     else:
@@ -177,13 +184,8 @@ def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
     torch.manual_seed(seed)
     student = build_model(network.model, run.spec).to(run.fabric.device)
     # A copy: a method may change the teacher's flags, and none must see what another one did.
-    cache = run.inputs.cache
-    ingredients = (
-        Ingredients(student, copy.deepcopy(teacher), run.spec.classes)
-        if cache is None
-        else Ingredients(student, None, run.spec.classes, teacher_dim=cache.layout.feature_dim)
-    )
-    training = Training(config.method.options(method), ingredients)
+    asked = copy.deepcopy(teacher) if run.inputs.cache is None else None
+    training = Training(config.method.options(method), run.ingredients(student, asked))
     torch.manual_seed(mix_seed(seed, 1))
     trained = run.train(network, training)
     finish(run, network, training.predictor(), trained)

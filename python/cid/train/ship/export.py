@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cid._errors import ConfigError, RunError
+from cid._files import write_atomically
 from cid.train.data import Normalize
-from cid.train.files import separate, write_atomically
+from cid.train.files import separate
 from cid.train.folder import RunFolder
 from cid.train.networks import Description, folded, read_network, to_json, without_head
 from cid.train.ship import EXPORTS

@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from cid._errors import ConfigError
+from cid._files import write_atomically
 from cid.train.config import to_toml
-from cid.train.files import write_atomically
 from cid.train.folder import TEACHER
 from cid.train.methods import registry
-from cid.train.results import table as report
+from cid.train.results import table
 from cid.train.results.curves import curve
 from cid.train.results.page.draw import (
     SHOWN_CLASSES,
@@ -93,9 +93,9 @@ def render(runs: Sequence[RunNumbers]) -> str:
     )
     environment.filters |= {"percent": percent, "typeset": typeset}
     return environment.get_template("page.html.jinja").render(
-        head=report.HEAD,
-        notes=report.notes(result for run in runs for result in run.results),
-        table=list(table(runs)),
+        head=table.HEAD,
+        notes=table.notes(result for run in runs for result in run.results),
+        table=list(table_rows(runs)),
         strip_scale=_strip_scale(runs),
         sections=[Section(run) for run in runs],
         most_samples=SAMPLES,
@@ -126,15 +126,15 @@ class TableRow:
     strip: Strip
 
 
-def table(runs: Sequence[RunNumbers]) -> Iterator[TableRow]:
+def table_rows(runs: Sequence[RunNumbers]) -> Iterator[TableRow]:
     """A row a method and run. The strips of runs on the same data have one scale."""
     for number, run in enumerate(runs, 1):
         low, high = _range(other for other in runs if other.config.data.name == run.config.data.name)
-        for row in report.rows(run.results):
-            variants = report.with_variants(run.results)
+        for row in table.rows(run.results):
+            variants = table.with_variants(run.results)
             values = [result.test_accuracy for result in variants if result.method == row.method]
             drawn = strip(values, row.accuracy.mean, low, high)
-            yield TableRow(number, run.title, _style(row.method).colour, report.cells(row), drawn)
+            yield TableRow(number, run.title, _style(row.method).colour, table.cells(row), drawn)
 
 
 def _strip_scale(runs: Sequence[RunNumbers]) -> str:
@@ -146,7 +146,7 @@ def _strip_scale(runs: Sequence[RunNumbers]) -> str:
 
 
 def _range(runs: Iterable[RunNumbers]) -> tuple[float, float]:
-    accuracies = [result.test_accuracy for run in runs for result in report.with_variants(run.results)]
+    accuracies = [result.test_accuracy for run in runs for result in table.with_variants(run.results)]
     return min(accuracies), max(accuracies)
 
 
@@ -169,7 +169,7 @@ class Section:
 
     def __init__(self, run: RunNumbers) -> None:
         self.run = run
-        self.differences = [report.sentence(difference) for difference in report.differences(run.results)]
+        self.differences = [table.sentence(difference) for difference in table.differences(run.results)]
         self.charts = list(self._charts())
         method = run.config.method
         self.notes = [note for note in (method.options(name).note() for name in method.methods) if note]

@@ -15,7 +15,7 @@ from cid.train.config import Config
 from cid.train.data import Split, load_dataset
 from cid.train.folder import TEACHER, Result, RunFolder, network_name
 from cid.train.networks import interventional, read_network_for
-from cid.train.results.scoring import accuracy, all_logits, right, test_batches
+from cid.train.scoring import accuracy, all_logits, right, test_batches
 
 SAMPLES = 12  # shown of each kind of change
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cid.train.data import Batches, Preprocessing, Split
-from cid.train.results.scoring import accuracy, all_logits, evaluate, right
+from cid.train.scoring import accuracy, all_logits, evaluate, right
 from tests import draws
 
 CLASSES, SAMPLES = 3, 25
