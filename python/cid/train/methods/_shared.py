@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cid.train.settings import above, at_least, setting
+from cid.train.settings import at_least, setting, within
 
 
 def alpha() -> Any:
@@ -14,4 +14,4 @@ def alpha() -> Any:
 
 def temperature() -> Any:
     """The temperature T, 4 by default."""
-    return setting(4.0, "softens logits and contexts", rule=above(0))
+    return setting(4.0, "softens logits and contexts", rule=within(1e-30, 1e30))
