@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class KDOptions(NamedTuple):
-    """Those of `cid.functional.kd_loss`."""
+    """The options of `cid.functional.kd_loss`."""
 
     temperature: float
     divergence: str
