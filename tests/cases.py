@@ -69,11 +69,12 @@ def labels(rows: int, classes: int) -> Tensor:
 
 def shares(rows: int, classes: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Of two classes, as mixup makes them; of all classes; and about one row in six without any."""
-    y = [one_hot(torch.randint(classes, (rows,)), classes, torch.float64) for _ in range(2)]
-    part = torch.rand(rows, 1, dtype=torch.float64)
+    y = [one_hot(draws.below(classes, rows), classes, torch.float64) for _ in range(2)]
+    part = draws.uniform(rows, 1, dtype=torch.float64)
     mixed = part * y[0] + (1 - part) * y[1]
-    mixed = torch.where(torch.rand(rows, 1) < 0.5, mixed, torch.rand(rows, classes).double().softmax(1))
-    return torch.where(torch.rand(rows, 1) < 1 / 6, 0.0, mixed).to(dtype)
+    of_all = draws.uniform(rows, classes, dtype=torch.float64).softmax(1)
+    mixed = torch.where(draws.uniform(rows, 1) < 0.5, mixed, of_all)
+    return torch.where(draws.uniform(rows, 1) < 1 / 6, 0.0, mixed).to(dtype)
 
 
 def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

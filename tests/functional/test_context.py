@@ -83,7 +83,7 @@ def test_contexts(dtype: torch.dtype, backend: str, rows: int, classes: int, dim
 @types
 def test_what_half_precision_rounds_still_adds_up(dtype: torch.dtype) -> None:
     """Mixed, and smoothed over a thousand classes, in any type."""
-    y = [TF.one_hot(torch.randint(1000, (64,)), 1000).to(dtype) for _ in range(2)]
+    y = [TF.one_hot(draws.below(1000, 64), 1000).to(dtype) for _ in range(2)]
     y = [0.9 * x + 0.1 / 1000 for x in y]
     out = F.context_weights(logits(64, 1000, dtype), 0.7 * y[0] + 0.3 * y[1])
     assert out.isfinite().all()
@@ -93,7 +93,7 @@ def test_what_half_precision_rounds_still_adds_up(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("of", TYPES.values())
 @pytest.mark.parametrize("weighted", TYPES.values())
 def test_weights_are_added_in_the_type_of_the_sums(backend: str, of: torch.dtype, weighted: torch.dtype) -> None:
-    f, w, y = features(40, 9, of), torch.rand(40).to(weighted), labels(40, 3)
+    f, w, y = features(40, 9, of), draws.uniform(40, dtype=weighted), labels(40, 3)
     wide = real(of)
     results = []
     for weights in (w, w.to(wide)):

@@ -178,7 +178,8 @@ def test_the_whole_criterion_written_out() -> None:
 def test_gradcheck(backend: str, options: dict[str, Any]) -> None:
     b, ds, dt, c = 7, 4, 5, 3
     leaves = [x.requires_grad_() for x in trained(b, ds, dt, c)]
-    t, q, y, m = features(b, dt, torch.float64), logits(b, c, torch.float64), shares(b, c), torch.randn(c, ds).double()
+    t, q, y = features(b, dt, torch.float64), logits(b, c, torch.float64), shares(b, c)
+    m = features(c, ds, torch.float64)
     given = dict[str, Any](context=None if "context" in options else m, beta=3.0, gamma=0.5) | options
     # What the paper's code does not differentiate, finite differences would.
     given["differentiable_context"] = True

@@ -79,7 +79,7 @@ def test_a_class_without_a_share_may_be_ruled_out(backend: str) -> None:
 def test_label_smoothing_is_pytorchs(backend: str, smoothing: float, soft: bool) -> None:
     z = logits(40, 9, torch.float64).requires_grad_()
     y = labels(40, 9)
-    given = torch.rand(40, 9).double().softmax(1) if soft else y
+    given = draws.uniform(40, 9, dtype=torch.float64).softmax(1) if soft else y
     expected = TF.cross_entropy(z, given, label_smoothing=smoothing)
     loss = cross_entropy(z, given, smoothing, backend=backend)
     torch.testing.assert_close(loss, expected)

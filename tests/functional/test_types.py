@@ -10,6 +10,7 @@ import cid
 from cid import functional as F
 from cid.backends import fused
 from cid.backends.fused import criterion
+from tests import draws
 from tests.cases import FUSED, TYPES, Term, backends, features, labels, logits, real
 from tests.functional.calls import CALLS, FS, FT, C, D, Q, S, Y, call
 
@@ -61,7 +62,7 @@ def test_a_teacher_in_half_precision_is_not_copied(
 def draw(b: int, ds: int, dt: int, c: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """Leaves of a student, outputs of a teacher, labels and a context, in float64."""
     shapes = ((b, ds), (b, c), (dt, ds), (dt,), (c, 2 * ds), (c,))
-    leaves = [torch.randn(*shape, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
+    leaves = [draws.normal(*shape, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
     given = [features(b, dt, torch.float64), logits(b, c, torch.float64)]
     return leaves, given, labels(b, c), features(c, ds, torch.float64)
 
