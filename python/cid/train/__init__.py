@@ -1,4 +1,7 @@
-"""What the command line runs: data, models, methods, the loop, checkpoints and the report.
+"""What `cid distill`, `eval`, `report`, `export` and `cache` run.
+
+`data`, `models` and `methods` have what a run is made of, `run` trains and scores, `results` makes tables and pages of
+a run's folder, `ship` takes students elsewhere; the files beside them are what several of these rooms need.
 
 Needs the extra `cid-distill[train]`. Importing this package alone imports none of it.
 """
