@@ -122,7 +122,7 @@ class Trainer:
                 self._finish_epoch(losses)
         except NonFiniteError as error:
             kept = "the last checkpoint is kept" if self._checkpoint.path.exists() else "there is no checkpoint yet"
-            raise NonFiniteError(f"{self._job.name}: {error}; {kept}. It may take a smaller --lr or --beta") from error
+            raise NonFiniteError(f"{self._job.name}: {error}; {kept}. It may take a smaller --lr") from error
         best = position.best
         if best is None:
             raise RuntimeError(f"{self._job.name}: no epoch could be scored")
