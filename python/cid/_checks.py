@@ -119,7 +119,7 @@ def _are_shares(value: Tensor) -> Tensor:
 
 
 def _all_are_shares(value: Tensor) -> bool:
-    """Likewise of all rows, where none holds zeros alone: the usual case, in a third of the time."""
+    """Whether every row holds numbers from 0 that add up to 1: the usual case, in a third of the time."""
     if value.numel() == 0 or not value.amin().item() >= 0:
         return False
     low, high = value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32)).aminmax()

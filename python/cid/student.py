@@ -13,7 +13,7 @@ from cid.head import FoldedHead, InterventionalHead
 
 
 class InterventionalStudent(nn.Module):
-    """A distilled student with its parts side by side: what a run saves, and what `fold` makes a model to ship of.
+    """A distilled student with its parts side by side, as a run saves it; `fold` makes one model of them, to ship.
 
     It maps an input to the interventional logits z, and stands on its own, with copies of the student, the head and the
     contexts as they were; see `Distiller.student`.

@@ -34,7 +34,7 @@ def checking(backend: str | None, *tensors: object, rank: int | None = 2) -> Bac
 
 
 def checking_cid_loss(backend: str | None, inputs: CIDInputs, options: CIDOptions) -> CIDOutput | None:
-    """The criterion by a backend that has checked all arguments by itself; None as of `checking`."""
+    """The criterion by a backend that checks all arguments itself; None, as from `checking`, if the caller has to."""
     return native.cid_loss_if_it_fits(inputs, options) if (backend or _DEFAULT) in ("auto", "native") else None
 
 

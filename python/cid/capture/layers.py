@@ -60,7 +60,7 @@ def size_of(layer: nn.Module, num_classes: int) -> Size | None:
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[str, Size]]:
-    """All layers that classify by a product; of one that holds others (a low-rank update), itself alone."""
+    """All layers that classify by a product, without those inside one of them (as a low-rank update has)."""
     outer = None
     for name, layer in model.named_modules():
         size = _declared_size(layer)

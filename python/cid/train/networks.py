@@ -105,7 +105,7 @@ def read_network(path: Path) -> tuple[Description, nn.Module]:
 
 
 def read_network_for(path: Path, data: Dataset) -> nn.Module:
-    """The same of a network that was trained for such data.
+    """A network as `read_network` has it, if it was trained for such data.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit.

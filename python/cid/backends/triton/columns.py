@@ -13,7 +13,7 @@ from cid.backends.triton.rows import launch
 def _column_sums(
     matrix_ptr, factor, out_ptr, rows, run, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Those of `run` rows into row `program_id(1)` of `out`."""
+    """The column sums of `run` rows into row `program_id(1)` of `out`, times `factor`."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(1).to(tl.int64)
     last = tl.minimum(rows, (part + 1) * run)

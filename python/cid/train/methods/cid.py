@@ -50,7 +50,7 @@ class CID(Method):
 
     @classmethod
     def implied(cls, names: Collection[str]) -> dict[str, Any]:
-        """That a user's beta or gamma are given; a resolved file says itself where its own come from."""
+        """`weights_from`, where a user gives beta or gamma; a resolved file says where its own come from."""
         return {"weights_from": "given"} if {"beta", "gamma"} & set(names) else {}
 
     def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
@@ -74,7 +74,7 @@ class CID(Method):
         )
 
     def check(self, optim: OptimConfig) -> None:
-        """That epochs are left after the warm-up."""
+        """Refuses a warm-up that leaves no epochs."""
         if self.warmup_epochs is not None and self.warmup_epochs >= optim.epochs:
             raise ConfigError(
                 f"--warmup-epochs: got {self.warmup_epochs}, accepted: less than --epochs, here {optim.epochs} "
