@@ -133,14 +133,14 @@ pub enum Target<'a, R> {
     Shares(&'a [R]),
 }
 
-/// What each term counts.
+/// The factors of the terms in the total.
 #[derive(Clone, Copy)]
 pub struct Weights {
-    /// That of ce and kd.
+    /// The factor of ce and kd.
     pub alpha: f64,
-    /// That of sample.
+    /// The factor of sample.
     pub beta: f64,
-    /// That of class.
+    /// The factor of class.
     pub gamma: f64,
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Scratch<R>(pub(crate) [Kept<R>; 2]);
 pub(crate) struct Kept<R> {
     /// The exponentials of its elements, less a maximum: the largest element up to the end of its piece.
     pub(crate) exponentials: Vec<R>,
-    /// That of each piece.
+    /// The maximum that is subtracted in each piece.
     pub(crate) maxima: Vec<R>,
 }
 

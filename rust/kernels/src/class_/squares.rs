@@ -40,7 +40,7 @@ pub(super) fn image(row: usize, column: usize) -> usize {
 pub(super) struct Squares<R> {
     /// The squares of `-D` and their mirror images, where [`image`] says.
     pub(super) differences: Vec<R>,
-    /// Those of `U'U`.
+    /// The squares of `U'U`, and their mirror images.
     pub(super) grams: Vec<f64>,
     /// The share of each square and its image in `||D||_F^2`.
     pub(super) losses: Vec<f64>,
