@@ -169,9 +169,11 @@ def label_range(name: str, value: Tensor, num_classes: int | None, ignore_index:
 
 
 def integer(name: str, value: object) -> None:
-    """A Python int."""
+    """A Python int of 64 bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: got {type(value).__name__}, accepted: int")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: got {value}, accepted: -2^63 to 2^63 - 1")
 
 
 def number(

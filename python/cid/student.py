@@ -61,9 +61,10 @@ def with_head(model: nn.Module, layers: Layers, head: FoldedHead) -> nn.Module:
     if classifier.yields_logits and holder is named:
         holder.register_forward_hook(_intervene, with_kwargs=True)
         return model
-    replace = _Replace(classifier, next(name for name, module in model.named_modules() if module is head))
+    replace = _Replace(classifier)
     for name in classifier.names:
         model.get_submodule(name).register_forward_pre_hook(partial(replace.keep, name), with_kwargs=True)
+    holder.register_forward_pre_hook(replace.keep_head)
     model.register_forward_hook(replace.intervene)
     return model
 
@@ -83,10 +84,9 @@ class _Replace:
     can neither be copied nor pickled.
     """
 
-    def __init__(self, classifier: Classifier, head: str) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        self.head = head
-        self.kept: dict[tuple[int, str], Any] = {}
+        self.kept: dict[tuple[int, str | None], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: nothing that a forward left here which failed half-way."""
@@ -96,8 +96,12 @@ class _Replace:
         """Before a layer."""
         self.kept[thread(), name] = next(iter((*args, *kwargs.values())))
 
+    def keep_head(self, holder: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the layer with the head: a replica has its own, and no path leads to it where a layer was wrapped."""
+        self.kept[thread(), None] = holder.intervention
+
     def intervene(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After the model."""
         features = self.classifier.features([self.kept.pop((thread(), name)) for name in self.classifier.names])
-        head = model.get_submodule(self.head)  # a replica has its own
+        head = self.kept.pop((thread(), None))
         return with_logits(output, self.classifier.num_classes, lambda logits: head(features, logits))

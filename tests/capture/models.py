@@ -1,8 +1,10 @@
 """Models whose logits come about in some odd way, and what a distiller makes of them."""
 
 import copy
+import sys
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ import cid
 
 B, C, D = 8, 10, 16
 IMAGES = (B, 3, 8, 8)
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def rows() -> Tensor:
@@ -148,3 +152,34 @@ class Net(nn.Module):
         if self.fails:
             raise RuntimeError("half-way")
         return out
+
+
+def replica(module: M) -> M:
+    """What torch.nn.parallel.replicate makes for each device."""
+    made: M = module._replicate_for_data_parallel()
+    made._parameters = dict(module._parameters)
+    made._buffers = dict(module._buffers)
+    made._modules = {name: child and replica(child) for name, child in module._modules.items()}
+    return made
+
+
+def differ(compute: Callable[[int], Tensor], expected: list[Tensor]) -> list[int]:
+    """Where results that are computed over and over, each in a thread of its own, are not what is expected."""
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            if not torch.equal(compute(i), expected[i]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(expected))]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds: threads take turns within a forward
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(before)
+    return wrong

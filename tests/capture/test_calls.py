@@ -1,23 +1,16 @@
 """What is captured of a model's layers, and what a classifier is to who has no distiller."""
 
-import copy
-import pickle
-import sys
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-import cid
 from cid.capture import Call, Classifier, capture
+from tests.capture.models import differ, replica
 
 B, C, D = 6, 5, 12
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class Net(nn.Module):
@@ -169,45 +162,14 @@ def test_a_layer_that_takes_no_hook_leaves_nothing_behind() -> None:
     assert hooks(net) == 0
 
 
-def _replica(module: M) -> M:
-    """What torch.nn.parallel.replicate makes for each device."""
-    replica: M = module._replicate_for_data_parallel()
-    replica._parameters = dict(module._parameters)
-    replica._buffers = dict(module._buffers)
-    replica._modules = {name: child and _replica(child) for name, child in module._modules.items()}
-    return replica
-
-
-def _differ(compute: Callable[[int], Tensor], expected: list[Tensor]) -> list[int]:
-    """Where results that are computed over and over, each in a thread of its own, are not what is expected."""
-    wrong: list[int] = []
-
-    def work(i: int) -> None:
-        for _ in range(50):
-            if not torch.equal(compute(i), expected[i]):
-                wrong.append(i)
-
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(expected))]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # seconds: threads take turns within a forward
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    finally:
-        sys.setswitchinterval(before)
-    return wrong
-
-
 @pytest.mark.parametrize("replicated", [True, False])
 def test_threads_keep_apart(replicated: bool) -> None:
     """Replicas share one dictionary of hooks and run in threads, as in nn.DataParallel; a server shares the model."""
     net = Net()
-    models = [_replica(net) if replicated else net for _ in range(4)]
+    models = [replica(net) if replicated else net for _ in range(4)]
     inputs = [rows() for _ in range(4)]
     expected = [net.body(x) for x in inputs]
-    assert not _differ(lambda i: capture(models[i], inputs[i], ["body", "head"])[1]["body"].output, expected)
+    assert not differ(lambda i: capture(models[i], inputs[i], ["body", "head"])[1]["body"].output, expected)
     assert hooks(net) == 0
 
 
@@ -270,55 +232,3 @@ def test_errors_of_a_classifier_name_its_role(role: str | None, model: str, laye
         Classifier(net, C, role=role).read(net, rows())
     with pytest.raises(ValueError, match=r"^num_classes: got 0, accepted: "):
         Classifier(net, 0, role=role)
-
-
-# --- a student that keeps what its layers read ------------------------------------------------------------------------
-
-
-class Pooled(nn.Module):
-    """A 1 x 1 convolution, averaged: the head needs the model's logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(3, C, 1)
-        self.fails = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        s: Tensor = self.classifier(x).mean((2, 3))
-        if self.fails:
-            raise RuntimeError("half-way")
-        return s
-
-
-def shipped() -> Pooled:
-    torch.manual_seed(0)
-    student = cid.Distiller(Pooled(), Pooled(), num_classes=C, beta=1.0, gamma=1.0, warmup_epochs=0).student()
-    assert isinstance(student, Pooled)
-    return student
-
-
-@pytest.mark.parametrize("replicated", [True, False])
-def test_a_student_serves_several_threads(replicated: bool) -> None:
-    student = shipped()
-    models = [_replica(student) if replicated else student for _ in range(4)]
-    inputs = [torch.randn(B, 3, 4, 4) for _ in models]
-    expected = [student(x) for x in inputs]
-    assert not _differ(lambda i: models[i](inputs[i]), expected)
-
-
-def test_a_replica_has_a_head_of_its_own() -> None:
-    student, x = shipped(), torch.randn(B, 3, 4, 4)
-    replica: Any = _replica(student)
-    replica.classifier.intervention._parameters["bias"] = student.get_parameter("classifier.intervention.bias") + 1
-    torch.testing.assert_close(replica(x), student(x) + 1)
-
-
-def test_a_copy_takes_nothing_of_a_forward_that_failed() -> None:
-    student, x = shipped(), torch.randn(B, 3, 4, 4)
-    expected = student(x)
-    student.fails = True
-    with pytest.raises(RuntimeError, match="half-way"):
-        student(2 * x.requires_grad_())
-    student.fails = False
-    for other in (copy.deepcopy(student), pickle.loads(pickle.dumps(student)), student):
-        assert torch.equal(other(x), expected)

@@ -35,3 +35,13 @@ def test_a_number_to_ignore_names_no_class_of_shares(backend: str) -> None:
     y = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     expected = F.class_loss(f, t, y.argmax(1), backend=backend)
     assert torch.equal(F.class_loss(f, t, y, ignore_index=0, backend=backend), expected)
+
+
+@backends
+def test_without_features_all_classes_are_alike(backend: str) -> None:
+    f = torch.zeros(17, 0, requires_grad=True)
+    loss = F.class_loss(f, torch.zeros(17, 0), torch.zeros(17, dtype=torch.int64), backend=backend)
+    loss.backward()
+    assert loss == 0
+    assert f.grad is not None
+    assert f.grad.shape == (17, 0)

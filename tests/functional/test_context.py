@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as TF
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from cid import functional as F
 from tests import bounds, draws
@@ -102,3 +103,19 @@ def test_weights_are_added_in_the_type_of_the_sums(backend: str, of: torch.dtype
         results.append(sums)
     for mine, theirs in zip(*results, strict=True):
         assert torch.equal(mine, theirs)
+
+
+class Kept(Tensor):
+    """A tensor that may keep its values elsewhere: kernels must not write to it."""
+
+
+def test_a_backend_is_asked_about_the_sums_too() -> None:
+    f, w, y = features(6, 4, torch.float32), draws.uniform(6), labels(6, 3)
+    sums = torch.zeros(3, 4).as_subclass(Kept), torch.zeros(3)
+    with pytest.raises(RuntimeError, match="backend 'native' can't take this call: a tensor is a Kept"):
+        F.accumulate_context(f, w, y, *sums, backend="native")
+    F.accumulate_context(f, w, y, *sums)
+    expected = torch.zeros(3, 4), torch.zeros(3)
+    F.accumulate_context(f, w, y, *expected, backend="reference")
+    assert torch.equal(sums[0].as_subclass(Tensor), expected[0])
+    assert torch.equal(sums[1], expected[1])

@@ -13,6 +13,7 @@ from torch import Tensor
 from cid import functional as F
 from tests import bounds, draws
 from tests.cases import SIZES, backends, cross_entropy, features, halves, labels, logits, one_hot, shares, wide
+from tests.functional.calls import CALLS, call
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -193,3 +194,25 @@ def test_gradcheck(backend: str, options: dict[str, Any]) -> None:
     z = logits(b, c, torch.float64).requires_grad_()
     smoothing = options.get("label_smoothing", 0.0)
     assert torch.autograd.gradcheck(lambda z: cross_entropy(z, y, smoothing, backend=backend), (z,))
+
+
+@backends
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("head", [None, "sparse"])
+def test_in_warm_up_nothing_looks_at_the_head(backend: str, dense: bool, head: str | None) -> None:
+    features = CALLS["cid_loss"]["student_features"]
+    given = {"context": None, "student_features": features if dense else features.t().contiguous().t()}
+    weight = None if head is None else CALLS["cid_loss"]["head_weight"].to_sparse()
+    found = call("cid_loss", backend, **given, head_weight=weight, head_bias=None)
+    expected = call("cid_loss", backend, **given)
+    assert all(torch.equal(a, b) for a, b in zip(found[:5], expected[:5], strict=True))
+
+
+@pytest.mark.parametrize("differentiable_context", [True, False])
+@backends
+def test_numbers_may_be_large_ints(backend: str, differentiable_context: bool) -> None:
+    options = {"differentiable_context": differentiable_context, "temperature": 10**10}
+    found = call("cid_loss", backend, **options)
+    assert found.loss == call("cid_loss", backend, **(options | {"temperature": 1e10})).loss
+    with pytest.raises(ValueError, match=r"^ignore_index: got 1180591620717411303424, accepted: -2\^63 to 2\^63 - 1"):
+        call("cid_loss", backend, ignore_index=2**70)

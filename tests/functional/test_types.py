@@ -149,6 +149,23 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
         assert torch.equal(loss, call(name, **wide))
 
 
+@pytest.mark.parametrize("dense", [True, False])
+@backends
+def test_autocast_leaves_float64_alone(backend: str, dense: bool) -> None:
+    """As it does everywhere: whether a tensor is dense or not."""
+    wide = {name: x.double() for name, x in (("s", S), ("q", Q), ("f", FS), ("t", FT))}
+    s, q, f, t = (x if dense else x.t().contiguous().t() for x in wide.values())
+    criterion = cid.CIDLoss(D, D, C, beta=1.0, gamma=1.0, warmup_epochs=0, backend=backend).double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert F.kd_loss(s, q, backend=backend).dtype == torch.float64
+        assert F.sample_loss(f, t, backend=backend).dtype == torch.float64
+        assert F.context_weights(q, Y, backend=backend).dtype == torch.float64
+        out = criterion(f.requires_grad_(), s, t, q, Y)
+    out.loss.backward()
+    assert out.loss.dtype == torch.float64
+    assert criterion.bank.denominator.sum() > 0
+
+
 def test_autocast_is_computed_in_float32() -> None:
     """As PyTorch's losses: layers in bfloat16, the loss of their outputs in float32."""
     with torch.autocast("cpu", dtype=torch.bfloat16):

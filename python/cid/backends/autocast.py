@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+import cid._checks as check
+
 
 def is_on(tensor: Tensor) -> bool:
     """Whether autocast is on for the tensor's device; some devices have none, and to ask of them raises."""
@@ -13,8 +15,11 @@ def is_on(tensor: Tensor) -> bool:
 
 
 def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The float tensors in float32 where autocast is on for the device of the first."""
+    """The tensors of half precision in float32 where autocast is on for the device of the first.
+
+    Those in float64 stay so, as autocast itself leaves them.
+    """
     # What is no tensor is refused by the checks that follow.
     if isinstance(tensors[0], Tensor) and is_on(tensors[0]):
-        return tuple(t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
+        return tuple(t.float() if isinstance(t, Tensor) and t.dtype in check.HALVES else t for t in tensors)
     return tensors

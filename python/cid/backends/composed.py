@@ -30,7 +30,7 @@ def cid_loss(terms: Backend, inputs: CIDInputs, options: CIDOptions) -> CIDOutpu
     """`alpha (ce + kd) + beta sample + gamma class`."""
     alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing = options
     f, s, t, q, target, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
-    kd = terms.kd_loss(s, q, None, KDOptions(temperature, "forward", 0.5, ignore_index, "batchmean"))
+    kd = terms.kd_loss(s, q, None, KDOptions(temperature, "forward", 0.5, -100, "batchmean"))
     # Autocast makes half precision of a product, whatever goes in.
     (adapted,) = autocast.widened(F.linear(f, adapter_weight, adapter_bias))
     sample = terms.sample_loss(adapted, t, "mean")

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import checking
+from cid.backends import checking, select
 from cid.backends.targets import majority
-from cid.functional._serving import rows, serving
+from cid.functional._operands import operands, rows
 
 
 def class_loss(
@@ -54,8 +54,9 @@ def class_loss(
     s, t = student_features, teacher_features
     chosen = checking(backend, s, t)
     if chosen is None:
-        chosen, (s, t) = serving(backend, student_features=s, teacher_features=t)
+        s, t = operands(student_features=s, teacher_features=t)
         s, t = rows("student_features", s), rows("teacher_features", t)
         check.shape("teacher_features", t, (s.shape[0], "Dt"))
+        chosen = select(backend, s, t)
     check.targets("target", target, s, None, ignore_index)
     return chosen.class_loss(s, t, *majority(target, ignore_index))

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import checking
-from cid.functional._serving import serving
+from cid.backends import checking, select
+from cid.functional._operands import operands
 
 
 def context_weights(
@@ -48,9 +48,10 @@ def context_weights(
     q = teacher_logits
     chosen = checking(backend, q)
     if chosen is None:
-        chosen, (q,) = serving(backend, teacher_logits=q)
+        (q,) = operands(teacher_logits=q)
         check.shape("teacher_logits", q, ("B", "C"))
         check.classes("teacher_logits", q)
+        chosen = select(backend, q)
     check.targets("target", target, q, q.shape[1], ignore_index)
     return chosen.context_weights(q, target, float(temperature), ignore_index)
 
@@ -102,8 +103,9 @@ def accumulate_context(
     chosen = checking(backend, f, w, numerator, denominator, rank=None)
     # The sums of halves may be of two types, and those of shares are made by no kernel.
     if chosen is None or f.dtype in check.HALVES or check.holds_shares(target):
-        chosen, (f, w) = serving(backend, features=f, weights=w)
+        f, w = operands(features=f, weights=w)
         check_sums("features", {"features": f, "weights": w}, numerator, denominator)
+        chosen = select(backend, f, w, numerator, denominator)
     check.targets("target", target, f, numerator.shape[0], ignore_index)
     check.shape("weights", w, target.shape)
     check.writable(numerator=numerator, denominator=denominator)

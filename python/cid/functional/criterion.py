@@ -101,7 +101,8 @@ def cid_loss(
     if output is not None:
         return output
     floats = _check(inputs, options)
-    return select(backend, *floats.values()).cid_loss(inputs._replace(**floats), options)
+    inputs, options = inputs._replace(**floats), options._replace(temperature=float(temperature))
+    return select(backend, *floats.values()).cid_loss(inputs, options)
 
 
 def _check(inputs: CIDInputs, options: CIDOptions) -> dict[str, Any]:

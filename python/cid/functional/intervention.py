@@ -3,8 +3,8 @@
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import checking, composed
-from cid.functional._serving import serving
+from cid.backends import autocast, checking, composed, select
+from cid.functional._operands import operands
 
 
 def marginal_context(
@@ -45,11 +45,12 @@ def marginal_context(
     check.temperature(temperature)
     s, m = student_logits, context
     chosen = checking(backend, s, m)
-    if chosen is None:
-        chosen, (s, m) = serving(backend, student_logits=s, context=m)
+    if chosen is None or autocast.is_on(s):  # the product is PyTorch's, which autocast makes half precision of
+        s, m = operands(student_logits=s, context=m)
         check.as_wide("student_logits", s, context=m)
         check.shape("student_logits", s, ("B", "C"))
         check.classes("student_logits", s)
+        chosen = select(backend, s, m)
     check.shape("context", m, (s.shape[1], "D"))
     return chosen.marginal_context(s, m, float(temperature), differentiable)
 
@@ -100,7 +101,7 @@ def interventional_logits(
     Source: Deng and Zhang 2021.
     """
     check.temperature(temperature)
-    chosen, tensors = serving(backend, features=features, logits=logits, context=context, weight=weight, bias=bias)
+    tensors = operands(features=features, logits=logits, context=context, weight=weight, bias=bias)
     f, s, m, w, b = tensors
     check.floats(features=f, logits=s, weight=w, bias=b)
     check.shape("features", f, ("B", "D"))
@@ -111,4 +112,5 @@ def interventional_logits(
     check.shape("context", m, (s.shape[1], dim))
     check.shape("weight", w, (s.shape[1], 2 * dim))
     check.shape("bias", b, (s.shape[1],))
+    chosen = select(backend, s, m)
     return composed.interventional_logits(chosen, f, s, m, w, b, float(temperature), differentiable)

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import checking
+from cid.backends import checking, select
 from cid.backends.options import KDOptions
-from cid.functional._serving import serving
+from cid.functional._operands import operands
 
 DIVERGENCES = ("forward", "reverse", "js")
 DIVERGENCE_REDUCTIONS = ("none", "mean", "sum", "batchmean")
@@ -79,9 +79,10 @@ def kd_loss(
     s, q = student_logits, teacher_logits
     chosen = checking(backend, s, q)
     if chosen is None:
-        chosen, (s, q) = serving(backend, student_logits=s, teacher_logits=q)
+        s, q = operands(student_logits=s, teacher_logits=q)
         check.classes("student_logits", s)
         check.shape("teacher_logits", q, s.shape)
+        chosen = select(backend, s, q)
     if target is not None:
         check.labels("target", target, s, s.shape[-1], ignore_index)
         target = target.reshape(target.numel())

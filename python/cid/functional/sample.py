@@ -3,8 +3,8 @@
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import checking
-from cid.functional._serving import rows, serving
+from cid.backends import checking, select
+from cid.functional._operands import operands, rows
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -42,8 +42,9 @@ def sample_loss(
     s, t = student_features, teacher_features
     chosen = checking(backend, s, t)
     if chosen is None:
-        chosen, (s, t) = serving(backend, student_features=s, teacher_features=t)
+        s, t = operands(student_features=s, teacher_features=t)
         s, t = rows("student_features", s), rows("teacher_features", t)
         check.shape("teacher_features", t, s.shape)
         check.not_empty("student_features", s, reduction)
+        chosen = select(backend, s, t)
     return chosen.sample_loss(s, t, reduction)

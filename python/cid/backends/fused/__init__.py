@@ -5,6 +5,8 @@ backward only scales. The kernels are those of Rust (`cid._native`), of Triton (
 PyTorch sees it in a trace (`cid.backends.ops`).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -92,8 +94,8 @@ class Fused:
     def cid_loss(self, inputs: CIDInputs, options: CIDOptions) -> CIDOutput:
         """See `cid.functional.cid_loss`: as one node where the kernels can, else term by term."""
         if _fits(inputs, options):
-            *read, sums = inputs
-            return self.cid_loss_as_one(CIDInputs._make([*(x if x is None else dense(x) for x in read), sums]), options)
+            read: dict[str, Any] = {name: dense(x) for name, x in _read(inputs).items()}
+            return self.cid_loss_as_one(inputs._replace(**read), options)
         return composed.cid_loss(self, inputs, options)
 
     def cid_loss_as_one(self, inputs: CIDInputs, options: CIDOptions) -> CIDOutput:
@@ -107,6 +109,12 @@ class Fused:
 
 def _is_mean(reduction: str) -> bool:
     return reduction not in ("none", "sum")
+
+
+def _read(inputs: CIDInputs) -> dict[str, Tensor]:
+    """The tensors that the criterion reads: in warm-up the head may be anything."""
+    unread = ("head_weight", "head_bias") if inputs.context is None else ()
+    return {name: x for name, x in inputs._asdict().items() if isinstance(x, Tensor) and name not in unread}
 
 
 def _fits(inputs: CIDInputs, options: CIDOptions) -> bool:
@@ -125,6 +133,5 @@ def _fits(inputs: CIDInputs, options: CIDOptions) -> bool:
     types = {"target": inputs.target.dtype, "context": wide, "teacher_features": teacher, "teacher_logits": teacher}
     return all(
         x.numel() != 0 and (name == "context" or x.dtype == types.get(name, student.dtype))
-        for name, x in inputs._asdict().items()
-        if isinstance(x, Tensor)
+        for name, x in _read(inputs).items()
     )

@@ -19,11 +19,10 @@ from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 def cid_loss(inputs: CIDInputs, options: CIDOptions, kernels: Kernels, scale: Scale) -> CIDOutput:
     """See `cid.functional.cid_loss`; the inputs are as `Fused.cid_loss_as_one` has them."""
     f, s, t, q, y, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
-    if context is None:  # warm-up: nothing of the head reaches the loss
-        head_weight, head_bias = head_weight.detach(), head_bias.detach()
-    trained: tuple[Tensor, ...] = (f, s, adapter_weight, adapter_bias, head_weight, head_bias)
+    trained: tuple[Tensor | None, ...] = (f, s, adapter_weight, adapter_bias)
+    trained += (None, None) if context is None else (head_weight, head_bias)  # in warm-up nothing looks at the head
     if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
-        trained = tuple(x.detach() for x in trained)
+        trained = tuple(None if x is None else x.detach() for x in trained)
     given = (x if x is None or not x.requires_grad else x.detach() for x in (t, q, y, context))
     outputs = _CID.apply(*trained, *given, context_sums, options, kernels, scale)
     loss, terms, z = cast(tuple[Tensor, Tensor, Tensor | None], outputs)
@@ -46,8 +45,8 @@ class _CID(torch.autograd.Function):
         s: Tensor,
         adapter_weight: Tensor,
         adapter_bias: Tensor,
-        head_weight: Tensor,
-        head_bias: Tensor,
+        head_weight: Tensor | None,
+        head_bias: Tensor | None,
         t: Tensor,
         q: Tensor,
         y: Tensor,
@@ -77,7 +76,7 @@ class _CID(torch.autograd.Function):
             accumulate_context(kernels, f, weights, y, *context_sums, ignored)
         adapted = F.linear(f, adapter_weight, adapter_bias)
         sample_grad = torch.empty_like(adapted) if needs_f or needs_adapter_weight or needs_adapter_bias else None
-        if context is not None and x is not None and belief is not None:
+        if context is not None and x is not None and belief is not None and head_weight is not None:
             m = x.narrow(1, f.shape[1], f.shape[1])
             if s.dtype == context.dtype and s.dtype not in check.HALVES and not torch.compiler.is_compiling():
                 torch.mm(belief, context, out=m)

@@ -127,6 +127,9 @@ fn gradients<S: Simd, E: Element>(
     let [teachers, students] = layout.blocks();
     let (panel, rows) = rows.split_at_mut(AREA);
     let width = students * SIDE;
+    if width == 0 {
+        return; // without features there is no gradient, and nothing to go through in steps of a row
+    }
     rows.fill(0.0);
     for k in 0..teachers + students {
         let block = layout.block(k);

@@ -1,23 +1,22 @@
-"""Which backend serves a call, and the tensors as it is to see them."""
+"""The operands of a formula as a backend is to see them."""
 
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import Backend, autocast, select
+from cid.backends import autocast
 
 
-def serving(backend: str | None, **tensors: Tensor) -> tuple[Backend, list[Tensor]]:
-    """The backend for some float tensors, and the tensors: as they are, or in float32 under autocast.
+def operands(**tensors: Tensor) -> list[Tensor]:
+    """Float tensors on one device: as they are, or, of half precision under autocast, in float32.
 
     Raises:
         TypeError: What came is no tensor, or none of floats.
-        ValueError: The tensors are on several devices, or the backend's name is unknown.
-        RuntimeError: The named backend can't take them.
+        ValueError: The tensors are on several devices.
     """
     first = next(iter(tensors))
     seen = dict(zip(tensors, autocast.widened(*tensors.values()), strict=True))
     check.beside(first, check.tensor(first, seen[first]), **seen)
-    return select(backend, *seen.values()), [*seen.values()]
+    return [*seen.values()]
 
 
 def rows(name: str, features: Tensor) -> Tensor:
