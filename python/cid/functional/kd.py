@@ -76,20 +76,20 @@ def kd_loss(
         check.number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
     check.integer("ignore_index", ignore_index)
     check.choice("reduction", reduction, DIVERGENCE_REDUCTIONS)
-    s, q = student_logits, teacher_logits
+    s, q, samples = student_logits, teacher_logits, None
     chosen = checking(backend, s, q)
     if chosen is None:
         s, q = operands(student_logits=s, teacher_logits=q)
         check.classes("student_logits", s)
         check.shape("teacher_logits", q, s.shape)
         chosen = select(backend, s, q)
+        samples = s.shape[:-1]
     if target is not None:
         check.labels("target", target, s, s.shape[-1], ignore_index)
         target = target.reshape(target.numel())
     options = KDOptions(float(temperature), divergence, float(beta), ignore_index, reduction)
-    if s.ndim == 2 and s.numel():
+    if samples is None:
         return chosen.kd_loss(s, q, target, options)
-    samples = s.shape[:-1]
     # Not -1, which can't be told where there are no elements.
     s, q = (logits.reshape(samples.numel(), logits.shape[-1]) for logits in (s, q))
     check.not_empty("student_logits", s, reduction)

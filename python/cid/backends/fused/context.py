@@ -33,7 +33,9 @@ def accumulate_context(
     ignore_index: int,
 ) -> None:
     """See `cid.functional.accumulate_context`."""
-    weights, sums = weights.to(real(features)), (numerator, denominator)
+    sums = numerator, denominator
+    if weights.dtype != real(features):
+        weights = weights.to(real(features))
     if features.dtype in check.HALVES:  # the sums may be of the same type, or float32, as the kernel has them
         sums = numerator.float(), denominator.float()
     if target.is_floating_point():
