@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from cid._errors import ConfigError
-from cid.train.data.augmentation import Augmentation
-from cid.train.data.batches import Batch, Batches, EpochPlan
+from cid.train.data.batches import Batch, Batches
 from cid.train.data.cifar import read_cifar10, read_cifar100
 from cid.train.data.dataset import Dataset, RawData
 from cid.train.data.digits import read_digits
@@ -25,14 +24,11 @@ from cid.train.sections import DataConfig
 
 __all__ = [
     "READERS",
-    "Augmentation",
     "Batch",
     "Batches",
     "Dataset",
-    "EpochPlan",
     "Normalize",
     "Preprocessing",
-    "RawData",
     "Split",
     "load_dataset",
     "mix_seed",
