@@ -54,8 +54,10 @@ class PublishedLoops(cid.CIDLoss):
         teacher_features: Tensor,
         teacher_logits: Tensor,
         target: Tensor,
+        weight: Tensor | None = None,
     ) -> CIDOutput:
-        """See `cid.CIDLoss`."""
+        """See `cid.CIDLoss`; the published code has no weights."""
+        assert weight is None
         f, s, t, q, y = student_features, student_logits, teacher_features, teacher_logits, target
         x = torch.cat([f, eager.marginal_context(s, self.bank.context)], 1)
         z = F.linear(x, self.head.weight, self.head.bias)

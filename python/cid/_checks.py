@@ -89,6 +89,32 @@ def labels(name: str, value: Tensor, like: Tensor, num_classes: int | None, igno
         assert_labels(name, value, num_classes, ignore_index)
 
 
+def weights(name: str, value: Tensor, like: str, lead: Tensor) -> None:
+    """One float a sample of `lead`, which has one dimension more.
+
+    Their values are for `weight_range`, or for a kernel that reads them anyway; on a device, for an assertion there.
+    """
+    beside(like, lead, **{name: value})
+    shape(name, value, lead.shape[:-1])
+    if _ASSERT_LABELS and not value.is_cpu:
+        torch._assert_async(are_weights(value.detach()).all(), f"{name}: one is negative or not finite")
+
+
+def are_weights(value: Tensor) -> Tensor:
+    """Which are finite numbers from 0."""
+    return (value >= 0) & (value < math.inf)  # not NaN, with which no comparison is true
+
+
+def weight_range(name: str, value: Tensor) -> None:
+    """Finite numbers from 0, wherever looking costs no wait and breaks no trace."""
+    if not _can_look(value):
+        return
+    wrong = (~are_weights(value)).nonzero()
+    if len(wrong):
+        where = int(wrong[0])
+        raise ValueError(f"{name}: got {float(value[where])} at index {where}, accepted: finite numbers >= 0")
+
+
 def holds_shares(target: object) -> bool:
     """Whether a target gives the share of each class, and not a label."""
     return isinstance(target, Tensor) and target.is_floating_point()

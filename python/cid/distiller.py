@@ -188,13 +188,19 @@ class Distiller(nn.Module):
         return self
 
     @overload
-    def forward(self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None = None) -> CIDOutput: ...
+    def forward(
+        self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None = None, weight: Tensor | None = None
+    ) -> CIDOutput: ...
 
     @overload
     def forward(self, x: Any, target: None = None) -> Tensor: ...
 
     def forward(
-        self, x: Any, target: Tensor | None = None, teacher: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Any,
+        target: Tensor | None = None,
+        teacher: tuple[Tensor, Tensor] | None = None,
+        weight: Tensor | None = None,
     ) -> CIDOutput | Tensor:
         """The losses of a batch, or, without labels, what the student predicts.
 
@@ -204,6 +210,8 @@ class Distiller(nn.Module):
                 `predict`, here with gradients.
             teacher: The teacher's features (B, Dt) and logits (B, C) of this very batch, augmented as the student sees
                 it, in place of running the teacher; see `cid.cache`.
+            weight: How many times the kd, ce and sample of each sample count, a float type, shape (B,); see
+                `cid.functional`.
 
         Raises:
             ValueError: There is no teacher, neither here nor in the distiller; on the first batch, a model yields other
@@ -220,7 +228,7 @@ class Distiller(nn.Module):
                 "teacher[0]", check.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
             )
         student = self._student.read(self.student_model, x)
-        output: CIDOutput = self.criterion(*student, *teacher, target)
+        output: CIDOutput = self.criterion(*student, *teacher, target, weight)
         return output
 
     @property

@@ -10,15 +10,23 @@ from cid.backends.options import CIDInputs, CIDOptions, CIDOutput, KDOptions
 class Backend(Protocol):
     """The formulas of `cid.functional`, under their names there.
 
-    The arguments have been checked, but for the values of labels, and are passed by position.
+    The arguments have been checked, but for the values of labels and weights, and are passed by position.
     """
 
     def kd_loss(
-        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions, /
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor | None,
+        options: KDOptions,
+        weight: Tensor | None = None,
+        /,
     ) -> Tensor:
         """See `cid.functional.kd_loss`; the logits are rows."""
 
-    def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str, /) -> Tensor:
+    def sample_loss(
+        self, student_features: Tensor, teacher_features: Tensor, reduction: str, weight: Tensor | None = None, /
+    ) -> Tensor:
         """See `cid.functional.sample_loss`; the features are rows."""
 
     def class_loss(
@@ -27,7 +35,13 @@ class Backend(Protocol):
         """See `cid.functional.class_loss`; the features are rows, the target labels."""
 
     def cross_entropy(
-        self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0, /
+        self,
+        logits: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+        /,
     ) -> Tensor:
         """The ce of `cid.functional.cid_loss`."""
 

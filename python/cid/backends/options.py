@@ -23,6 +23,7 @@ class CIDInputs(NamedTuple):
     teacher_features: Tensor
     teacher_logits: Tensor
     target: Tensor
+    weight: Tensor | None
     adapter_weight: Tensor
     adapter_bias: Tensor
     head_weight: Tensor

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import cid._checks as check
 from cid.backends import composed, targets
 from cid.backends.backend import Backend
 from cid.backends.options import CIDInputs, CIDOptions, CIDOutput, KDOptions
@@ -32,12 +33,39 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
     return rows.sum() if reduction == "sum" else rows.mean()
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions) -> Tensor:
+def _factors(weight: Tensor | None, like: Tensor) -> Tensor | None:
+    """The weights in the type that a formula is computed in; 0 for what is none, where nobody could refuse it."""
+    if weight is None:
+        return None
+    weight = weight.detach().to(like.dtype)
+    check.weight_range("weight", weight)
+    return torch.where(check.are_weights(weight), weight, 0.0)
+
+
+def _kept(labelled: Tensor | None, factors: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
+    """The rows, with zeros in those that count nothing: they may hold anything, which 0 * NaN would not leave out."""
+    counts = None if factors is None else factors != 0
+    if labelled is not None:
+        counts = labelled if counts is None else labelled & counts
+    return rows if counts is None else tuple(torch.where(counts[:, None], x, 0.0) for x in rows)
+
+
+def _weighted(factors: Tensor | None, rows: Tensor) -> Tensor:
+    return rows if factors is None else factors * rows
+
+
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    options: KDOptions,
+    weight: Tensor | None = None,
+) -> Tensor:
     """`T^2` times a divergence between `P = softmax(s/T)` and `Q = softmax(q/T)`, with `0 log 0 = 0`."""
     labelled = None if target is None else targets.labelled(target, student_logits.shape[1], options.ignore_index)
     student, teacher = (x / options.temperature for x in _real(student_logits, teacher_logits.detach()))
-    if labelled is not None:  # a row that counts nothing may hold anything, which 0 * NaN would not leave out
-        student, teacher = (torch.where(labelled[:, None], x, 0.0) for x in (student, teacher))
+    factors = _factors(weight, student)
+    student, teacher = _kept(labelled, factors, student, teacher)
     log_p, log_q = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
     if options.divergence == "forward":
         rows = _kl(log_q, log_p)
@@ -50,7 +78,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | Non
         safe_q, safe_p = (torch.where(neither, 0.0, x) for x in (log_q, log_p))
         log_m = torch.logaddexp(safe_q + math.log(beta), safe_p + math.log1p(-beta))
         rows = beta * _kl(log_q, log_m) + (1.0 - beta) * _kl(log_p, log_m)
-    rows = options.temperature**2 * rows
+    rows = _weighted(factors, options.temperature**2 * rows)
     if labelled is None or options.reduction == "none":
         return _reduce(rows, options.reduction)
     return rows.sum() if options.reduction == "sum" else rows.sum() / labelled.sum().clamp(min=1)
@@ -65,14 +93,18 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (a * difference).sum(1)
 
 
-def sample_loss(student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
+def sample_loss(
+    student_features: Tensor, teacher_features: Tensor, reduction: str, weight: Tensor | None = None
+) -> Tensor:
     """`||s - t||^2 / ||t||^2` of each row; a teacher's row of zeros has no scale to compare with and counts 0."""
     student, teacher = _real(student_features, teacher_features.detach())
+    factors = _factors(weight, student)
+    student, teacher = _kept(None, factors, student, teacher)
     norm = teacher.norm(dim=1, keepdim=True)
     safe = torch.where(norm == 0, 1.0, norm)
     # Divided before squaring: a ratio of norms neither overflows nor underflows where the squares would.
     rows = ((student - teacher) / safe).square().sum(1)
-    return _reduce(torch.where(norm.squeeze(1) == 0, 0.0, rows), reduction)
+    return _reduce(_weighted(factors, torch.where(norm.squeeze(1) == 0, 0.0, rows)), reduction)
 
 
 def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -92,21 +124,34 @@ def class_loss(student_features: Tensor, teacher_features: Tensor, target: Tenso
     return (difference.square().sum(1) * weight.square()).sum() / classes
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
     """`-log softmax(z)[y]` or `-sum_k y_k log softmax(z)_k`, the mean over the labelled samples; 0 where there is none.
 
     Label smoothing mixes `1 / C` of each class into `y`.
     """
     labelled = targets.labelled(target, logits.shape[1], ignore_index)
     (z,) = _real(logits)
+    factors = _factors(weight, z)
+    (z,) = _kept(labelled, factors, z)
+    log_p = F.log_softmax(z, dim=1)
     if target.is_floating_point():
         shares = (1.0 - label_smoothing) * target.detach().to(z.dtype) + label_smoothing / logits.shape[1]
-        log_p = F.log_softmax(torch.where(labelled[:, None], z, 0.0), dim=1)
         # A class without a share adds nothing, even where its logarithm is -inf.
         rows = -(shares * torch.where(shares == 0, 0.0, log_p)).sum(1)
-        total = torch.where(labelled, rows, 0.0).sum()
+        total = torch.where(labelled, _weighted(factors, rows), 0.0).sum()
     else:
-        total = F.cross_entropy(z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum")
+        if factors is not None:
+            log_p = factors[:, None] * log_p
+        total = F.nll_loss(log_p, target, ignore_index=ignore_index, reduction="sum")
+        if label_smoothing != 0:
+            even = -torch.where(labelled, log_p.sum(1), 0.0).sum()
+            total = (1.0 - label_smoothing) * total + label_smoothing / z.shape[1] * even
     return total / labelled.sum().clamp(min=1)
 
 

@@ -20,6 +20,12 @@ little), raise on the CPU. On another device nobody can look at them without wai
 ignored (`"triton"`) or trip PyTorch's own assertions (`"reference"`), and such shares are computed with as they are;
 with `CID_CHECK_LABELS=1` in the environment both stop the device, at the cost of a few launches a call.
 
+A `weight` is a factor w a sample, floats of any type, shape (B,): finite numbers from 0. It gets no gradient. The
+losses of sample i count w_i times, and a mean still divides by the number of samples that count, not by the sum of the
+weights: those of mean 1 keep the scale. A sample of weight 0 counts in that number; it adds 0 and gets a gradient of 0,
+whatever it holds. All weights 1 give what no weights give. Other values raise on the CPU; on another device they count
+as 0, or stop the device with `CID_CHECK_LABELS=1`.
+
 Method: X. Deng and Z. Zhang, "Comprehensive Knowledge Distillation with Causal Intervention", NeurIPS 2021.
 """
 

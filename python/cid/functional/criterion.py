@@ -17,6 +17,7 @@ def cid_loss(
     teacher_logits: Tensor,
     target: Tensor,
     *,
+    weight: Tensor | None = None,
     adapter_weight: Tensor,
     adapter_bias: Tensor,
     head_weight: Tensor,
@@ -52,6 +53,7 @@ def cid_loss(
         teacher_features: t, shape (B, Dt); gets no gradient.
         teacher_logits: q, shape (B, C); gets no gradient.
         target: Labels, int64, shape (B,), or shares, shape (B, C).
+        weight: Of the kd, ce and sample of each sample; see the module.
         adapter_weight: A, shape (Dt, Ds).
         adapter_bias: a, shape (Dt,).
         head_weight: W, shape (C, 2 Ds).
@@ -93,7 +95,7 @@ def cid_loss(
     Source: Deng and Zhang 2021.
     """
     inputs = CIDInputs(
-        student_features, student_logits, teacher_features, teacher_logits, target,
+        student_features, student_logits, teacher_features, teacher_logits, target, weight,
         adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums,
     )  # fmt: skip
     options = CIDOptions(alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing)
@@ -142,6 +144,8 @@ def _check(inputs: CIDInputs, options: CIDOptions) -> dict[str, Any]:
     if not inputs.target.is_floating_point():
         # Not all terms that see the labels know how many classes there are, and some come too late.
         check.label_range("target", inputs.target, num_classes, options.ignore_index)
+    if inputs.weight is not None:
+        check.weights("weight", inputs.weight, "student_features", f)
     if inputs.context_sums is not None:
         numerator, denominator = inputs.context_sums
         check_sums("student_features", floats, numerator, denominator)

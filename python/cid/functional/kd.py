@@ -16,6 +16,7 @@ def kd_loss(
     teacher_logits: Tensor,
     *,
     target: Tensor | None = None,
+    weight: Tensor | None = None,
     temperature: float = 4.0,
     divergence: str = "forward",
     beta: float = 0.5,
@@ -41,6 +42,7 @@ def kd_loss(
         student_logits: s, shape (..., C): any number of dimensions, classes last; all others count samples.
         teacher_logits: q, of the same shape; gets no gradient.
         target: Labels, int64, shape (...): only to leave out the samples (say, tokens) whose label is `ignore_index`.
+        weight: See the module; of the target's shape.
         temperature: T, from 1e-30 to 1e30.
         divergence: `"forward"`, the method's; `"reverse"`, which looks for the teacher's modes; or `"js"`, generalised
             Jensen-Shannon.
@@ -87,11 +89,14 @@ def kd_loss(
     if target is not None:
         check.labels("target", target, s, s.shape[-1], ignore_index)
         target = target.reshape(target.numel())
+    if weight is not None:
+        check.weights("weight", weight, "student_logits", s)
+        weight = weight.reshape(weight.numel())
     options = KDOptions(float(temperature), divergence, float(beta), ignore_index, reduction)
     if samples is None:
-        return chosen.kd_loss(s, q, target, options)
+        return chosen.kd_loss(s, q, target, options, weight)
     # Not -1, which can't be told where there are no elements.
     s, q = (logits.reshape(samples.numel(), logits.shape[-1]) for logits in (s, q))
     check.not_empty("student_logits", s, reduction)
-    loss = chosen.kd_loss(s, q, target, options)
+    loss = chosen.kd_loss(s, q, target, options, weight)
     return loss.reshape(samples) if reduction == "none" else loss

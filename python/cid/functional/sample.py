@@ -10,7 +10,12 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def sample_loss(
-    student_features: Tensor, teacher_features: Tensor, *, reduction: str = "mean", backend: str | None = None
+    student_features: Tensor,
+    teacher_features: Tensor,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
 ) -> Tensor:
     r"""Distance of the student's sample representations from the teacher's, relative to the teacher's norm.
 
@@ -22,6 +27,7 @@ def sample_loss(
     Args:
         student_features: s, shape (B, ...), already adapted to the teacher's size; flattened to rows.
         teacher_features: t, of the same shape; gets no gradient.
+        weight: See the module.
         reduction: `"none"`, shape (B,), `"mean"` over the samples, or `"sum"`.
         backend: See the module.
 
@@ -47,4 +53,6 @@ def sample_loss(
         check.shape("teacher_features", t, s.shape)
         check.not_empty("student_features", s, reduction)
         chosen = select(backend, s, t)
-    return chosen.sample_loss(s, t, reduction)
+    if weight is not None:
+        check.weights("weight", weight, "student_features", s)
+    return chosen.sample_loss(s, t, reduction, weight)

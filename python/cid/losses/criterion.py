@@ -148,6 +148,7 @@ class CIDLoss(Mirror):
         teacher_features: Tensor,
         teacher_logits: Tensor,
         target: Tensor,
+        weight: Tensor | None = None,
     ) -> CIDOutput:
         """The losses of a batch; in training mode its contexts are gathered too.
 
@@ -158,6 +159,8 @@ class CIDLoss(Mirror):
             teacher_logits: q, shape (B, C).
             target: Labels, int64, shape (B,), or the share of each class, a float type, shape (B, C); see
                 `cid.functional`.
+            weight: How many times the kd, ce and sample of each sample count, a float type, shape (B,); see
+                `cid.functional`. Class and the contexts are not weighed.
 
         Raises:
             TypeError: An argument has a wrong type or dtype.
@@ -178,6 +181,7 @@ class CIDLoss(Mirror):
                 teacher_features,
                 teacher_logits,
                 target,
+                weight=weight,
                 adapter_weight=adapter.weight,
                 adapter_bias=adapter.bias,
                 head_weight=head.weight,

@@ -46,12 +46,22 @@ class KDLoss(nn.Module):
         self.reduction = reduction
         self.backend = backend
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
-        """The divergence of the softened logits; with labels, of the samples that they do not leave out."""
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The divergence of the softened logits; with labels, of the samples that they do not leave out.
+
+        With a weight each sample counts so many times; see `cid.functional`.
+        """
         return F.kd_loss(
             student_logits,
             teacher_logits,
             target=target,
+            weight=weight,
             temperature=self.temperature,
             divergence=self.divergence,
             beta=self.beta,

@@ -25,9 +25,11 @@ class SampleLoss(nn.Module):
         self.reduction = reduction
         self.backend = backend
 
-    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """The distance of the (adapted) sample representations."""
-        return F.sample_loss(student_features, teacher_features, reduction=self.reduction, backend=self.backend)
+    def forward(self, student_features: Tensor, teacher_features: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The distance of the (adapted) sample representations; with a weight a sample, see `cid.functional`."""
+        return F.sample_loss(
+            student_features, teacher_features, weight=weight, reduction=self.reduction, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         """The options."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import autocast, composed, targets
+from cid.backends import autocast, composed, reference, targets
 from cid.backends.fused import criterion
 from cid.backends.fused.context import accumulate_context, context_weights
 from cid.backends.fused.intervention import marginal_context
@@ -36,17 +36,28 @@ class Fused:
         self.scale = scale
 
     def kd_loss(
-        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, options: KDOptions
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor | None,
+        options: KDOptions,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """See `cid.functional.kd_loss`."""
+        if weight is not None:  # until the kernels have it
+            return reference.kd_loss(student_logits, teacher_logits, target, options, weight)
         s, q = side_by_side(student_logits, teacher_logits)
         labels = None if target is None else dense(target)
         temperature, divergence, beta, ignore_index, reduction = options
         numbers = temperature, divergence, beta, ignore_index, _is_mean(reduction)
         return loss_of(s, reduction == "none", self.kernels.kd, self.scale, dense(q), labels, *numbers)
 
-    def sample_loss(self, student_features: Tensor, teacher_features: Tensor, reduction: str) -> Tensor:
+    def sample_loss(
+        self, student_features: Tensor, teacher_features: Tensor, reduction: str, weight: Tensor | None = None
+    ) -> Tensor:
         """See `cid.functional.sample_loss`."""
+        if weight is not None:  # until the kernels have it
+            return reference.sample_loss(student_features, teacher_features, reduction, weight)
         s, t = side_by_side(student_features, teacher_features)
         return loss_of(s, reduction == "none", self.kernels.sample, self.scale, dense(t), _is_mean(reduction))
 
@@ -57,11 +68,20 @@ class Fused:
         s, t = side_by_side(student_features, teacher_features)
         return loss_of(s, False, self.kernels.class_, self.scale, dense(t), dense(target), ignore_index)
 
-    def cross_entropy(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
+    def cross_entropy(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """The mean over the labelled samples of `-log softmax(z)[y]`; 0 where there is none.
 
         Of shares, or with label smoothing, of `-sum_k y_k log softmax(z)_k`.
         """
+        if weight is not None:  # until the kernels have it
+            return reference.cross_entropy(logits, target, ignore_index, label_smoothing, weight)
         if target.is_floating_point() or label_smoothing != 0:
             if not target.is_floating_point():
                 check.label_range("target", target, logits.shape[1], ignore_index)
@@ -122,6 +142,7 @@ def _fits(inputs: CIDInputs, options: CIDOptions) -> bool:
     student, teacher, wide = inputs.student_features, inputs.teacher_features.dtype, real(inputs.student_features)
     if (
         options.differentiable_context
+        or inputs.weight is not None
         or autocast.is_on(student)
         # Too much of its gradients, written in the forward, would be lost before a GradScaler's factor could save it.
         or student.dtype == torch.float16

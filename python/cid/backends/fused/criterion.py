@@ -18,7 +18,7 @@ from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 
 def cid_loss(inputs: CIDInputs, options: CIDOptions, kernels: Kernels, scale: Scale) -> CIDOutput:
     """See `cid.functional.cid_loss`; the inputs are as `Fused.cid_loss_as_one` has them."""
-    f, s, t, q, y, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
+    f, s, t, q, y, _, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
     trained: tuple[Tensor | None, ...] = (f, s, adapter_weight, adapter_bias)
     trained += (None, None) if context is None else (head_weight, head_bias)  # in warm-up nothing looks at the head
     if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
