@@ -26,8 +26,8 @@ def kernels() -> dict[str, tuple[int, Callable[[], object]]]:
     return {
         "softmax": (2, lambda: rust.softmax(s, 4.0, grad)),
         "context_weights": (3, lambda: rust.context_weights(q, y, 4.0, -100, out)),
-        "kd": (4, lambda: rust.kd(s, q, None, 4.0, "forward", 0.5, -100, True, loss, grad)),
-        "cross_entropy": (4, lambda: rust.cross_entropy(s, y, -100, loss, grad)),
+        "kd": (4, lambda: rust.kd(s, q, None, None, 4.0, "forward", 0.5, -100, True, loss, grad)),
+        "cross_entropy": (4, lambda: rust.cross_entropy(s, y, None, -100, loss, grad)),
         "class_": (5, lambda: rust.class_(s, q, y, -100, loss, grad)),
         "accumulate_context": (5, lambda: rust.accumulate_context(s, w, y, -100, grad, out)),
     }

@@ -81,7 +81,17 @@ def softmax_backward(belief: Tensor, grad: Tensor, temperature: float) -> Tensor
     return p * (g + (p * g).sum(1, keepdim=True)) * (growth(p.shape[1]) + 2 * EPS) / temperature
 
 
-def kd(student: Tensor, teacher: Tensor, target: Tensor | None, options: KDOptions) -> Bound:
+def _weighted(bound: Bound, weight: Tensor | None) -> Bound:
+    """Of rows that count so many times."""
+    if weight is None:
+        return bound
+    w = weight.detach().double()
+    return Bound(bound.value * w, bound.grad * w[:, None])
+
+
+def kd(
+    student: Tensor, teacher: Tensor, target: Tensor | None, options: KDOptions, weight: Tensor | None = None
+) -> Bound:
     """Of the loss, and of a gradient of `P` and `Q` and the logarithms of their ratio."""
     s, q = (x.detach().double().requires_grad_() for x in (student, teacher))
     t = options.temperature
@@ -107,20 +117,22 @@ def kd(student: Tensor, teacher: Tensor, target: Tensor | None, options: KDOptio
     log = torch.where(p_ == 0, 0.0, (p_ / m).log().abs())
     grad = share * t * e * (p_ * (2 + log + (p_ * log).sum(1, keepdim=True)) + q_)
     value, grad = torch.where(counts, value, 0.0), torch.where(counts[:, None], grad, 0.0)
-    return Bound(value if options.reduction == "none" else value.sum(), grad)
+    bound = _weighted(Bound(value, grad), weight)
+    return bound if options.reduction == "none" else Bound(bound.value.sum(), bound.grad)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Bound:
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, weight: Tensor | None = None) -> Bound:
     """Of the loss, a logarithm of sums from 1 up; of the gradient, in which nothing cancels, close to 1 either."""
     z = logits.detach().double().requires_grad_()
-    loss = reference.cross_entropy(z, target, ignore_index)
+    loss = reference.cross_entropy(z, target, ignore_index, 0.0, weight)
     (grad,) = torch.autograd.grad(loss, z)
     labelled = (target != ignore_index)[:, None]
     e = torch.where(labelled, exponentials(z.detach()), 0.0)
-    return Bound(e.sum() / labelled.sum().clamp(min=1) + growth(len(z)) * loss.detach(), 2 * e * grad.abs())
+    each = e if weight is None else e * weight.detach().double()[:, None]
+    return Bound(each.sum() / labelled.sum().clamp(min=1) + growth(len(z)) * loss.detach(), 2 * e * grad.abs())
 
 
-def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Bound:
+def soft_cross_entropy(logits: Tensor, shares: Tensor, weight: Tensor | None = None) -> Bound:
     """Of the loss, sums of `y (z - max z)` and logarithms; of the gradient, `p - y`, of which either may be 1."""
     z, y = logits.detach().double(), shares.double()
     counts = y.amax(1, keepdim=True) != 0
@@ -128,15 +140,16 @@ def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Bound:
     z = torch.where(counts, z, 0.0)
     below = torch.where(y == 0, 0.0, y * (z.amax(1, keepdim=True) - z)).sum(1, keepdim=True) / counts.sum().clamp(min=1)
     rows = share * (exponentials(z) + growth(z.shape[1]) * math.log(z.shape[1])) + growth(z.shape[1]) * below
-    loss = reference.cross_entropy(z, y, 0)
+    loss = reference.cross_entropy(z, y, 0, 0.0, weight)
     p, e = z.softmax(1), exponentials(z) + growth(z.shape[1])
-    return Bound(rows.sum() + growth(len(z)) * loss, 2 * e * p * share + 2 * EPS * y / counts.sum().clamp(min=1))
+    bound = _weighted(Bound(rows.squeeze(1), 2 * e * p * share + 2 * EPS * y / counts.sum().clamp(min=1)), weight)
+    return Bound(bound.value.sum() + growth(len(z)) * loss, bound.grad)
 
 
-def sample(student: Tensor, teacher: Tensor, reduction: str) -> Bound:
+def sample(student: Tensor, teacher: Tensor, reduction: str, weight: Tensor | None = None) -> Bound:
     """Nothing cancels but `s - t`, which is exact or rounded once."""
     s = student.detach().double().requires_grad_()
-    loss = reference.sample_loss(s, teacher.double(), reduction)
+    loss = reference.sample_loss(s, teacher.double(), reduction, weight)
     (grad,) = torch.autograd.grad(loss.sum(), s)
     part = 4 * EPS + 2 * growth(s.shape[1])
     return Bound((part + growth(len(s))) * loss.detach(), part * grad.abs())

@@ -81,9 +81,16 @@ def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return torch.where((y == IGNORE)[:, None], 0, nn.functional.one_hot(y.clamp(min=0), classes)).to(dtype)
 
 
-def cross_entropy(z: Tensor, y: Tensor, smoothing: float = 0.0, *, backend: str) -> Tensor:
+def weights(rows: int, dtype: torch.dtype) -> Tensor:
+    """Weights of samples up to 3, of which about one in six is 0."""
+    return torch.where(draws.uniform(rows) < 1 / 6, 0.0, 3 * draws.uniform(rows)).to(dtype)
+
+
+def cross_entropy(
+    z: Tensor, y: Tensor, smoothing: float = 0.0, *, weight: Tensor | None = None, backend: str
+) -> Tensor:
     """A term that has no function of its own."""
-    return select(backend, z).cross_entropy(z, y, IGNORE, smoothing)
+    return select(backend, z).cross_entropy(z, y, IGNORE, smoothing, weight)
 
 
 KD: dict[str, dict[str, Any]] = {
@@ -93,9 +100,11 @@ KD: dict[str, dict[str, Any]] = {
 }
 
 
-def _kd_bound(options: dict[str, Any], s: Tensor, q: Tensor, target: Tensor | None = None) -> Bound:
+def _kd_bound(
+    options: dict[str, Any], s: Tensor, q: Tensor, target: Tensor | None = None, weight: Tensor | None = None
+) -> Bound:
     given: dict[str, Any] = {"divergence": "forward", "beta": 0.5} | options
-    return bounds.kd(s, q, target, KDOptions(4.0, given["divergence"], given["beta"], IGNORE, "mean"))
+    return bounds.kd(s, q, target, KDOptions(4.0, given["divergence"], given["beta"], IGNORE, "mean"), weight)
 
 
 def _marginal_bound(s: Tensor, m: Tensor) -> Bound:
@@ -133,10 +142,22 @@ TERMS = {
             partial(_kd_bound, {}),
         ),
         Term(
+            "kd_weighted",
+            lambda b, c, t: (logits(b, c, t), logits(b, c, t), weights(b, t), labels(b, c)),
+            lambda s, q, w, y, *, backend, **options: F.kd_loss(s, q, target=y, weight=w, backend=backend, **options),
+            lambda s, q, w, y: _kd_bound({}, s, q, y, w),
+        ),
+        Term(
             "sample",
             lambda b, d, t: (features(b, d, t), features(b, d, t)),
             F.sample_loss,
             partial(bounds.sample, reduction="mean"),
+        ),
+        Term(
+            "sample_weighted",
+            lambda b, d, t: (features(b, d, t), features(b, d, t), weights(b, t)),
+            lambda s, t, w, *, backend, **options: F.sample_loss(s, t, weight=w, backend=backend, **options),
+            lambda s, t, w: bounds.sample(s, t, "mean", w),
         ),
         Term(
             "class",
@@ -149,6 +170,12 @@ TERMS = {
             lambda b, c, t: (logits(b, c, t), labels(b, c)),
             cross_entropy,
             partial(bounds.cross_entropy, ignore_index=IGNORE),
+        ),
+        Term(
+            "cross_entropy_weighted",
+            lambda b, c, t: (logits(b, c, t), labels(b, c), weights(b, t)),
+            lambda z, y, w, *, backend: cross_entropy(z, y, weight=w, backend=backend),
+            lambda z, y, w: bounds.cross_entropy(z, y, IGNORE, w),
         ),
         Term(
             "marginal",
@@ -184,10 +211,10 @@ def kernel_arguments(
     new, like = torch.zeros, torch.zeros_like
     inputs, sums = new(rows, 2 * students, dtype=student), (new(classes, students), new(classes))
     return {
-        "kd": (s, q, y, 4.0, "js", 0.5, IGNORE, True, loss, like(s)),
-        "cross_entropy": (s, y, IGNORE, loss, like(s)),
-        "soft_cross_entropy": (s, soft, loss, like(s)),
-        "sample": (a, t, True, loss, like(a)),
+        "kd": (s, q, y, w, 4.0, "js", 0.5, IGNORE, True, loss, like(s)),
+        "cross_entropy": (s, y, w, IGNORE, loss, like(s)),
+        "soft_cross_entropy": (s, soft, w, loss, like(s)),
+        "sample": (a, t, w, True, loss, like(a)),
         "class_": (f, t, y, IGNORE, loss, like(f)),
         "softmax": (s, 4.0, like(s)),
         "softmax_backward": (draws.normal(rows, classes, dtype=student), s.softmax(1), 4.0, like(s)),
@@ -195,6 +222,6 @@ def kernel_arguments(
         "soft_context_weights": (q, soft, 4.0, like(soft)),
         "accumulate_context": (f, w, y, IGNORE, *sums),
         "column_sums": (s, 2.0, new(classes, dtype=student)),
-        "cid_before": (f, s, t, q, y, 4.0, IGNORE, terms, like(s), like(f), inputs, like(s), *sums),
-        "cid_after": (a, t, s, y, IGNORE, 1.0, 10.0, 1.0, terms, loss, like(a), like(s)),
+        "cid_before": (f, s, t, q, y, w, 4.0, IGNORE, terms, like(s), like(f), inputs, like(s), *sums),
+        "cid_after": (a, t, s, y, w, IGNORE, 1.0, 10.0, 1.0, terms, loss, like(a), like(s)),
     }

@@ -23,6 +23,7 @@ def cid_fits(
     teacher_features: object,
     teacher_logits: object,
     target: object,
+    weight: object,
     adapter_weight: object,
     adapter_bias: object,
     head_weight: object,

@@ -12,7 +12,12 @@ from tests.functional.calls import Q, S, call
 
 
 def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    meta: dict[str, Any] = {"student_logits": S.to("meta"), "teacher_logits": Q.to("meta"), "target": None}
+    meta: dict[str, Any] = {
+        "student_logits": S.to("meta"),
+        "teacher_logits": Q.to("meta"),
+        "target": None,
+        "weight": None,
+    }
     with pytest.raises(ValueError, match=r"^backend: got 'cuda'; accepted: 'auto', 'native', 'triton', 'reference'"):
         call("kd_loss", "cuda")
     with pytest.raises(RuntimeError, match=r"'native' can't take this call: a tensor is on meta, accepted: cpu"):

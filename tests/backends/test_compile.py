@@ -34,6 +34,7 @@ def batch(rows: int, dtype: torch.dtype = torch.float32) -> Inputs:
         "t": matrix(TEACHER, trained=False),
         "q": matrix(CLASSES, trained=False),
         "y": torch.where(draws.uniform(rows) < 0.2, IGNORE, torch.arange(rows) % CLASSES),
+        "w": torch.arange(rows) % 3 / 2,
     }
 
 
@@ -63,6 +64,8 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "kd": lambda x: F.kd_loss(x["s"], x["q"]),
     "kd of each": lambda x: F.kd_loss(x["s"], x["q"], reduction="none").square().sum(),
     "kd of tokens": lambda x: F.kd_loss(x["s"][None], x["q"][None], target=x["y"][None], divergence="js", beta=0.3),
+    "kd of weights": lambda x: F.kd_loss(x["s"], x["q"], target=x["y"], weight=x["w"], divergence="reverse"),
+    "sample of weights": lambda x: F.sample_loss(x["a"], x["t"], weight=x["w"]),
     "sample": lambda x: 3 * F.sample_loss(x["a"], x["t"]),
     "class": lambda x: F.class_loss(x["f"], x["t"], x["y"]),
     "kd beside a half": lambda x: F.kd_loss(x["s"], x["q"].bfloat16()),
@@ -136,7 +139,7 @@ def test_functions(name: str) -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2], ids=["trained", "gathering", "warm-up"])
-@pytest.mark.parametrize("target", ["labels", "smoothed", "shares"])
+@pytest.mark.parametrize("target", ["labels", "smoothed", "shares", "weighted"])
 def test_criterion(warmup: int, target: str) -> None:
     """The bank's sums, which the step changes, included."""
     smoothing = 0.1 if target == "smoothed" else 0.0
@@ -145,7 +148,8 @@ def test_criterion(warmup: int, target: str) -> None:
     for rows in (8, 9, 13):
         x = batch(rows)
         x["y"] = _shares(x["y"]) if target == "shares" else x["y"]
-        outputs = [module(x["f"], x["s"], x["t"], x["q"], x["y"]) for module in (compiled, eager)]
+        weight = x["w"] if target == "weighted" else None
+        outputs = [module(x["f"], x["s"], x["t"], x["q"], x["y"], weight) for module in (compiled, eager)]
         for name, ours, truth in zip(cid.CIDOutput._fields, *outputs, strict=True):
             _same(ours, truth, name)
         for output in outputs:
@@ -301,6 +305,14 @@ def test_labels_are_checked_when_the_kernel_runs() -> None:
     x = batch(8)
     x["y"][3] = -7
     with pytest.raises(ValueError, match="label -7 at index 3"):
+        compiled(x)
+
+
+def test_weights_are_checked_when_the_kernel_runs() -> None:
+    compiled = torch.compile(FUNCTIONS["kd of weights"], fullgraph=True, backend="aot_eager")
+    x = batch(8)
+    x["w"][3] = -7
+    with pytest.raises(ValueError, match=r"^weight: got -7.0 at index 3, accepted: finite numbers >= 0"):
         compiled(x)
 
 

@@ -34,7 +34,7 @@ def load(name: str, backend: str) -> dict[str, Tensor]:
     return tensors
 
 
-def computed(v: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+def computed(v: dict[str, Tensor], backend: str, weight: Tensor | None = None) -> dict[str, Tensor]:
     """Everything that a single-batch file holds, computed by us under the same names."""
     leaves = {name: v[name].clone().requires_grad_() for name in INPUTS}
     f, s = leaves["student_features"], leaves["student_logits"]
@@ -45,8 +45,8 @@ def computed(v: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
     adapted = nn.functional.linear(f, leaves["adapter_weight"], leaves["adapter_bias"])
     z = F.interventional_logits(f, s, v["context"], *head, temperature=temperature, backend=backend)
     terms = {
-        "kl": F.kd_loss(s, q, temperature=temperature, backend=backend),
-        "sample": F.sample_loss(adapted, t, backend=backend),
+        "kl": F.kd_loss(s, q, weight=weight, temperature=temperature, backend=backend),
+        "sample": F.sample_loss(adapted, t, weight=weight, backend=backend),
         "class": F.class_loss(f, t, y, backend=backend),
     }
     whole = F.cid_loss(
@@ -55,6 +55,7 @@ def computed(v: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
         t,
         q,
         y,
+        weight=weight,
         adapter_weight=leaves["adapter_weight"],
         adapter_bias=leaves["adapter_bias"],
         head_weight=head[0],
@@ -84,9 +85,10 @@ def computed(v: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_single_batch(name: str, backend: str) -> None:
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weights of 1"])
+def test_single_batch(name: str, backend: str, weighted: bool) -> None:
     v = load(name, backend)
-    ours = computed(v, backend)
+    ours = computed(v, backend, torch.ones_like(v["teacher_logits"][:, 0]) if weighted else None)
     tolerance = 2e-5 if backend == "triton" else 1e-10
     outputs = [key for key in v if key.startswith(("loss_", "grad_"))]
     outputs += ["sample_context", "interventional_logits", "context_from_batch", "context_weight_sum"]

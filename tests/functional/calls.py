@@ -14,8 +14,8 @@ Y = torch.arange(B) % C
 W, M = draws.uniform(B), draws.normal(C, D)
 HEAD, BIAS = draws.normal(C, 2 * D), draws.normal(C)
 CALLS: dict[str, dict[str, Any]] = {
-    "kd_loss": {"student_logits": S, "teacher_logits": Q, "target": Y},
-    "sample_loss": {"student_features": FS, "teacher_features": FT},
+    "kd_loss": {"student_logits": S, "teacher_logits": Q, "target": Y, "weight": W},
+    "sample_loss": {"student_features": FS, "teacher_features": FT, "weight": W},
     "class_loss": {"student_features": FS, "teacher_features": FT, "target": Y},
     "context_weights": {"teacher_logits": Q, "target": Y},
     "accumulate_context": {
@@ -33,6 +33,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "teacher_features": FT,
         "teacher_logits": Q,
         "target": Y,
+        "weight": W,
         "adapter_weight": draws.normal(D, D),
         "adapter_bias": draws.normal(D),
         "head_weight": HEAD,

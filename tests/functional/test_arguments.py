@@ -39,6 +39,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor], Any], type[Exception]]] = {
 FINE = [
     ("cid_loss", "context", "None"),  # means warm-up
     ("kd_loss", "target", "None"),  # means that all samples count
+    *((name, "weight", "None") for name in ("kd_loss", "sample_loss", "cid_loss")),  # means that all count alike
     ("marginal_context", "student_logits", "rows"),  # any number of rows goes with that context
 ]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cid import functional as F
 from tests import bounds, draws
-from tests.cases import SIZES, backends, cross_entropy, features, halves, labels, logits, one_hot, shares, wide
+from tests.cases import SIZES, backends, cross_entropy, features, halves, labels, logits, one_hot, shares, weights, wide
 from tests.functional.calls import CALLS, call
 
 SETTINGS: list[dict[str, Any]] = [
@@ -22,6 +22,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"alpha": 0.0},
     {"beta": 0.0, "gamma": 0.0},
     {"temperature": 0.7},
+    {"weighted": True},
+    {"weighted": True, "context": None},
 ]
 OF_SHARES: list[dict[str, Any]] = [
     {},
@@ -30,6 +32,8 @@ OF_SHARES: list[dict[str, Any]] = [
     {"label_smoothing": 1.0, "alpha": 0.25},
     {"beta": 0.0, "gamma": 0.0},
     {"differentiable_context": True},
+    {"weighted": True, "label_smoothing": 0.1},
+    {"weighted": True, "differentiable_context": True},
 ]
 Sizes = tuple[int, int, int, int]
 all_sizes = st.tuples(SIZES, SIZES, SIZES, st.integers(1, 40))
@@ -47,6 +51,7 @@ def whole(
     sizes: Sizes,
     target: Callable[[int, int], Tensor] = labels,
     wanted: Sequence[bool] = (True,) * 6,
+    weighted: bool = False,
     **options: Any,
 ) -> list[Tensor]:
     """Everything that comes out of cid_loss: its values, its context sums, and the gradients of three backwards."""
@@ -57,7 +62,7 @@ def whole(
     t, q, m = features(b, dt, torch.float64), logits(b, c, torch.float64), features(c, ds, torch.float64)
     sums = torch.zeros(c, ds, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
     out = F.cid_loss(
-        f, s, t, q, target(b, c),
+        f, s, t, q, target(b, c), weight=weights(b, torch.float64) if weighted else None,
         adapter_weight=adapter_weight, adapter_bias=adapter_bias, head_weight=head_weight, head_bias=head_bias,
         context_sums=sums, backend=backend, **(dict[str, Any](context=m, beta=3.0, gamma=0.5) | options),
     )  # fmt: skip
@@ -182,6 +187,7 @@ def test_gradcheck(backend: str, options: dict[str, Any]) -> None:
     t, q, y = features(b, dt, torch.float64), logits(b, c, torch.float64), shares(b, c)
     m = features(c, ds, torch.float64)
     given = dict[str, Any](context=None if "context" in options else m, beta=3.0, gamma=0.5) | options
+    w = given["weight"] = weights(b, torch.float64) if given.pop("weighted", False) else None
     # What the paper's code does not differentiate, finite differences would.
     given["differentiable_context"] = True
 
@@ -193,7 +199,7 @@ def test_gradcheck(backend: str, options: dict[str, Any]) -> None:
     assert torch.autograd.gradcheck(loss, leaves)
     z = logits(b, c, torch.float64).requires_grad_()
     smoothing = options.get("label_smoothing", 0.0)
-    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, y, smoothing, backend=backend), (z,))
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, y, smoothing, weight=w, backend=backend), (z,))
 
 
 @backends

@@ -29,11 +29,11 @@ def interventional_logits(
 def cid_loss(terms: Backend, inputs: CIDInputs, options: CIDOptions) -> CIDOutput:
     """`alpha (ce + kd) + beta sample + gamma class`."""
     alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing = options
-    f, s, t, q, target, factors, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
-    kd = terms.kd_loss(s, q, None, KDOptions(temperature, "forward", 0.5, -100, "batchmean"), factors)
+    f, s, t, q, target, weight, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
+    kd = terms.kd_loss(s, q, None, KDOptions(temperature, "forward", 0.5, -100, "batchmean"), weight)
     # Autocast makes half precision of a product, whatever goes in.
     (adapted,) = autocast.widened(F.linear(f, adapter_weight, adapter_bias))
-    sample = terms.sample_loss(adapted, t, "mean", factors)
+    sample = terms.sample_loss(adapted, t, "mean", weight)
     class_ = terms.class_loss(f, t, *majority(target, ignore_index))
     logits, ce = None, torch.zeros_like(kd)
     if context is not None:
@@ -41,7 +41,7 @@ def cid_loss(terms: Backend, inputs: CIDInputs, options: CIDOptions) -> CIDOutpu
             terms, f, s, context, head_weight, head_bias, temperature, differentiable_context
         )
         (z,) = autocast.widened(logits)
-        ce = terms.cross_entropy(z, target, ignore_index, label_smoothing, factors)
+        ce = terms.cross_entropy(z, target, ignore_index, label_smoothing, weight)
     if context_sums is not None:
         with torch.no_grad():
             q = q.double() if f.dtype == torch.float64 else q  # the sums are one term, of both

@@ -15,8 +15,12 @@ class Kernels(Protocol):
     """The kernels of a backend: plain functions over dense tensors.
 
     Float tensors of one call share one type, float32, float64, bfloat16 or float16 (Triton: not float64), and are
-    contiguous; a teacher's may be bfloat16 or float16 beside a student's in float32. Labels are int64. Losses, shares
-    of classes, context weights and the sums of the context bank are float32 where the type is a half-precision one.
+    contiguous; a teacher's may be bfloat16 or float16 beside a student's in float32. Labels are int64. Losses, weights,
+    shares of classes, context weights and the sums of the context bank are float32 where the type is a half-precision
+    one.
+
+    The value of row i and its derivative are multiplied by `weight` (B,), where that is not None: finite numbers from
+    0. A row of weight 0 counts in a mean all the same, and its value and derivative are 0, whatever it holds.
 
     Results are written in place, into tensors that never overlap an input or each other. A `loss` of shape () receives
     the sum of the rows' losses or, where `mean` is true, their mean over the rows that count; one of shape (B,) each
@@ -29,6 +33,7 @@ class Kernels(Protocol):
         student_logits: Tensor,
         teacher_logits: Tensor,
         target: Tensor | None,
+        weight: Tensor | None,
         temperature: float,
         divergence: str,
         beta: float,
@@ -43,7 +48,13 @@ class Kernels(Protocol):
         """
 
     def sample(
-        self, student_features: Tensor, teacher_features: Tensor, mean: bool, loss: Tensor, grad: Tensor | None
+        self,
+        student_features: Tensor,
+        teacher_features: Tensor,
+        weight: Tensor | None,
+        mean: bool,
+        loss: Tensor,
+        grad: Tensor | None,
     ) -> None:
         """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
 
@@ -59,11 +70,19 @@ class Kernels(Protocol):
         """The mean over classes of `||Gt_k - Gs_k||_F^2 / n_k^2` into `loss` (shape ()), and its derivative in `s`."""
 
     def cross_entropy(
-        self, logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        loss: Tensor,
+        grad: Tensor | None,
     ) -> None:
         """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative."""
 
-    def soft_cross_entropy(self, logits: Tensor, target: Tensor, loss: Tensor, grad: Tensor | None) -> None:
+    def soft_cross_entropy(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, loss: Tensor, grad: Tensor | None
+    ) -> None:
         """The mean over rows with a share of `-sum_k y_ik log softmax(z_i)_k` into `loss`, and its derivative."""
 
     def softmax(self, logits: Tensor, temperature: float, out: Tensor) -> None:
@@ -101,6 +120,7 @@ class Kernels(Protocol):
         teacher_features: Tensor,
         teacher_logits: Tensor,
         target: Tensor,
+        weight: Tensor | None,
         temperature: float,
         ignore_index: int,
         terms: Tensor,
@@ -123,6 +143,7 @@ class Kernels(Protocol):
         teacher_features: Tensor,
         logits: Tensor | None,
         target: Tensor,
+        weight: Tensor | None,
         ignore_index: int,
         alpha: float,
         beta: float,

@@ -65,8 +65,7 @@ def cid_loss_if_it_fits(inputs: CIDInputs, options: CIDOptions) -> CIDOutput | N
     context_sums, smoothing = inputs.context_sums, options.label_smoothing
     factors = options.alpha, options.beta, options.gamma
     fits = (
-        inputs.weight is None
-        and rust.cid_fits(*inputs[:5], *inputs[6:-1], factors, options.temperature, options.ignore_index)
+        rust.cid_fits(*inputs[:-1], factors, options.temperature, options.ignore_index)
         and not options.differentiable_context
         and inputs.student_features.dtype != torch.float16
         and type(smoothing) is float

@@ -53,7 +53,8 @@ def cid_loss(
         teacher_features: t, shape (B, Dt); gets no gradient.
         teacher_logits: q, shape (B, C); gets no gradient.
         target: Labels, int64, shape (B,), or shares, shape (B, C).
-        weight: Of the kd, ce and sample of each sample; see the module.
+        weight: How many times the kd, ce and sample of each sample count; see the module. Class and the contexts are
+            not weighed: they, and the products, read a sample of weight 0 too.
         adapter_weight: A, shape (Dt, Ds).
         adapter_bias: a, shape (Dt,).
         head_weight: W, shape (C, 2 Ds).

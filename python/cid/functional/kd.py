@@ -42,7 +42,7 @@ def kd_loss(
         student_logits: s, shape (..., C): any number of dimensions, classes last; all others count samples.
         teacher_logits: q, of the same shape; gets no gradient.
         target: Labels, int64, shape (...): only to leave out the samples (say, tokens) whose label is `ignore_index`.
-        weight: See the module; of the target's shape.
+        weight: How many times each sample counts, shape (...); see the module.
         temperature: T, from 1e-30 to 1e30.
         divergence: `"forward"`, the method's; `"reverse"`, which looks for the teacher's modes; or `"js"`, generalised
             Jensen-Shannon.
@@ -68,6 +68,8 @@ def kd_loss(
         >>> tokens, padded = torch.zeros(2, 3, 5), torch.tensor([[1, 4, -100], [0, -100, -100]])
         >>> kd_loss(tokens, tokens, target=padded, divergence="js")
         tensor(0.)
+        >>> kd_loss(student, teacher, weight=torch.tensor([1.0, 3.0]), temperature=1.0, reduction="none")
+        tensor([0.0000, 1.3863])
 
     Source: Deng and Zhang 2021, after Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; the reverse
     and Jensen-Shannon divergences as in Agarwal et al. 2024, "On-Policy Distillation of Language Models".

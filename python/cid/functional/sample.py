@@ -27,7 +27,7 @@ def sample_loss(
     Args:
         student_features: s, shape (B, ...), already adapted to the teacher's size; flattened to rows.
         teacher_features: t, of the same shape; gets no gradient.
-        weight: See the module.
+        weight: How many times each sample counts, shape (B,); see the module.
         reduction: `"none"`, shape (B,), `"mean"` over the samples, or `"sum"`.
         backend: See the module.
 
@@ -41,6 +41,8 @@ def sample_loss(
         >>> teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
         >>> sample_loss(torch.zeros(2, 2), teacher, reduction="none")
         tensor([1., 1.])
+        >>> sample_loss(torch.zeros(2, 2), teacher, weight=torch.tensor([0.0, 2.0]))
+        tensor(1.)
 
     Source: Deng and Zhang 2021.
     """

@@ -29,8 +29,20 @@ fn kd<E: Element>(bencher: Bencher, (rows, columns): (usize, usize)) {
     let mut loss = E::Real::default();
     bencher.counter(ItemsCount::new(s.len())).bench_local(|| {
         let (shape, total) = ([rows, columns], Loss::Total(&mut loss));
-        cid_kernels::kd(&s, &q, None, shape, 4.0, Divergence::Forward, -100, Reduction::Sum, total, Some(&mut grad))
-            .unwrap();
+        cid_kernels::kd(
+            &s,
+            &q,
+            None,
+            None,
+            shape,
+            4.0,
+            Divergence::Forward,
+            -100,
+            Reduction::Sum,
+            total,
+            Some(&mut grad),
+        )
+        .unwrap();
     });
 }
 
@@ -49,7 +61,7 @@ fn cross_entropy<E: Element>(bencher: Bencher, (rows, columns): (usize, usize)) 
     let mut grad = vec![E::default(); z.len()];
     let mut loss = E::Real::default();
     bencher.counter(ItemsCount::new(z.len())).bench_local(|| {
-        cid_kernels::cross_entropy(&z, &target, [rows, columns], -100, &mut loss, Some(&mut grad)).unwrap();
+        cid_kernels::cross_entropy(&z, &target, None, [rows, columns], -100, &mut loss, Some(&mut grad)).unwrap();
     });
 }
 
@@ -59,7 +71,8 @@ fn sample<E: Element>(bencher: Bencher, (rows, columns): (usize, usize)) {
     let mut grad = vec![E::default(); s.len()];
     let mut loss = E::Real::default();
     bencher.counter(ItemsCount::new(s.len())).bench_local(|| {
-        cid_kernels::sample(&s, &t, [rows, columns], Reduction::Sum, Loss::Total(&mut loss), Some(&mut grad)).unwrap();
+        cid_kernels::sample(&s, &t, None, [rows, columns], Reduction::Sum, Loss::Total(&mut loss), Some(&mut grad))
+            .unwrap();
     });
 }
 

@@ -28,7 +28,7 @@ pub struct Sizes {
 }
 
 /// What student and teacher make of a batch.
-pub struct Batch<'a, E, T> {
+pub struct Batch<'a, E: Element, T> {
     /// f, (B, Ds)
     pub student_features: &'a [E],
     /// s, (B, C)
@@ -39,11 +39,13 @@ pub struct Batch<'a, E, T> {
     pub teacher_logits: &'a [T],
     /// y, (B,)
     pub target: &'a [i64],
+    /// w, (B,)
+    pub weight: Option<&'a [E::Real]>,
     /// B, C, Ds and Dt.
     pub sizes: Sizes,
 }
 
-impl<E, T> Batch<'_, E, T> {
+impl<E: Element, T> Batch<'_, E, T> {
     /// The number of elements of all matrices.
     pub fn elements(&self) -> usize {
         2 * self.student_logits.len() + self.student_features.len() + self.teacher_features.len()
@@ -78,15 +80,15 @@ pub struct ContextSums<'a, R> {
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, the temperature is out of range, or a label is neither a class nor `ignore_index`:
-/// nothing has been added to the sums.
+/// Where lengths do not fit, the temperature or a weight is out of range, or a label is neither a class nor
+/// `ignore_index`: nothing has been added to the sums.
 pub fn before<E: Element, T: Element<Real = E::Real>>(
     batch: &Batch<E, T>,
     temperature: f64,
     ignore_index: i64,
     outputs: Before<E>,
 ) -> Result<(), Error> {
-    let Batch { student_features, student_logits, teacher_features, teacher_logits, target, sizes } = *batch;
+    let Batch { student_features, student_logits, teacher_features, teacher_logits, target, weight, sizes } = *batch;
     let Sizes { samples, classes, students, teachers } = sizes;
     check_shape("student_features", student_features, [samples, students])?;
     check_labels(target, Some(classes), ignore_index)?;
@@ -95,6 +97,7 @@ pub fn before<E: Element, T: Element<Real = E::Real>>(
         student_logits,
         teacher_logits,
         None,
+        weight,
         logits,
         temperature,
         Divergence::Forward,
@@ -135,7 +138,7 @@ pub enum Target<'a, R> {
 
 /// The factors of the terms in the total.
 #[derive(Clone, Copy)]
-pub struct Weights {
+pub struct Factors {
     /// The factor of ce and kd.
     pub alpha: f64,
     /// The factor of sample.
@@ -160,28 +163,29 @@ pub struct After<'a, E: Element> {
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, or a label is neither a class nor `ignore_index`.
+/// Where lengths do not fit, a weight is out of range, or a label is neither a class nor `ignore_index`.
 pub fn after<E: Element, T: Element<Real = E::Real>>(
     adapted: &[E],
     teacher_features: &[T],
     logits: Option<&[E]>,
     target: Target<E::Real>,
+    weight: Option<&[E::Real]>,
     [samples, teachers, classes]: [usize; 3],
-    weights: Weights,
+    factors: Factors,
     outputs: After<E>,
 ) -> Result<(), Error> {
     let terms = outputs.terms;
     let value = Loss::Total(&mut terms[SAMPLE]);
-    sample(adapted, teacher_features, [samples, teachers], Reduction::Mean, value, outputs.sample_grad)?;
+    sample(adapted, teacher_features, weight, [samples, teachers], Reduction::Mean, value, outputs.sample_grad)?;
     let (value, shape) = (&mut terms[CE], [samples, classes]);
     match (logits, target) {
         (Some(z), Target::Labels(y, ignore_index)) => {
-            cross_entropy(z, y, shape, ignore_index, value, outputs.ce_grad)?;
+            cross_entropy(z, y, weight, shape, ignore_index, value, outputs.ce_grad)?;
         }
-        (Some(z), Target::Shares(y)) => soft_cross_entropy(z, y, shape, value, outputs.ce_grad)?,
+        (Some(z), Target::Shares(y)) => soft_cross_entropy(z, y, weight, shape, value, outputs.ce_grad)?,
         (None, _) => *value = E::Real::default(),
     }
-    let Weights { alpha, beta, gamma } = weights;
+    let Factors { alpha, beta, gamma } = factors;
     let term = |index: usize| terms[index].to_f64();
     let total = alpha * (term(CE) + term(KD)) + beta * term(SAMPLE) + gamma * term(CLASS);
     *outputs.loss = E::Real::from_f64(total);

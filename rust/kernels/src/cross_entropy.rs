@@ -2,19 +2,21 @@
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, RowFormula, Scratch};
+use crate::rows::{self, Loss, RowFormula, Scratch, weight_of};
 use crate::simd::{Element, Sum, Vector, for_each_vector, load, splat, store};
 use crate::softmax::{Softmax, pieces};
-use crate::{Error, check_labels, check_len, check_shape};
+use crate::{Error, check_labels, check_len, check_shape, check_weight};
 
 /// `-log softmax(z_i)[y_i]`, the mean over the rows that are not ignored, and its derivative in `z`; 0 where all are.
+/// Where there are weights, each row counts so many times in the sum.
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, or a label is neither a class nor `ignore_index`.
+/// Where lengths do not fit, a weight is out of range, or a label is neither a class nor `ignore_index`.
 pub fn cross_entropy<E: Element>(
     logits: &[E],
     target: &[i64],
+    weight: Option<&[E::Real]>,
     shape: [usize; 2],
     ignore_index: i64,
     loss: &mut E::Real,
@@ -23,15 +25,17 @@ pub fn cross_entropy<E: Element>(
     check_shape("logits", logits, shape)?;
     check_len("target", target, shape[0])?;
     check_labels(target, Some(shape[1]), ignore_index)?;
+    check_weight(weight, shape[0])?;
     let labelled = target.iter().filter(|&&label| label != ignore_index).count();
     let scale = 1.0 / labelled.max(1) as f64;
-    let formula = CrossEntropy { logits, target, classes: shape[1], ignore_index, scale };
+    let formula = CrossEntropy { logits, target, weight, classes: shape[1], ignore_index, scale };
     rows::run(&formula, shape, Some(Loss::Total(loss)), grad)
 }
 
-struct CrossEntropy<'a, E> {
+struct CrossEntropy<'a, E: Element> {
     logits: &'a [E],
     target: &'a [i64],
+    weight: Option<&'a [E::Real]>,
     classes: usize,
     ignore_index: i64,
     scale: f64,
@@ -54,8 +58,8 @@ impl<E: Element> RowFormula<E> for CrossEntropy<'_, E> {
         grad: Option<&mut [E]>,
         Scratch([kept, _]): &mut Scratch<E::Real>,
     ) -> f64 {
-        let label = self.target[row];
-        if label == self.ignore_index {
+        let (label, weight) = (self.target[row], weight_of(self.weight, row));
+        if label == self.ignore_index || weight == 0.0 {
             if let Some(grad) = grad {
                 grad.fill(E::default());
             }
@@ -63,40 +67,45 @@ impl<E: Element> RowFormula<E> for CrossEntropy<'_, E> {
         }
         let softmax = Softmax::of(simd, z, 1.0, kept);
         let log_p = softmax.log(z[label as usize]);
-        let Some(grad) = grad else { return -self.scale * log_p };
-        softmax.times(simd, self.scale, kept, grad);
+        let scale = self.scale * weight;
+        let Some(grad) = grad else { return -scale * log_p };
+        softmax.times(simd, scale, kept, grad);
         // `exp_m1` keeps what is left of a belief close to 1.
-        grad[label as usize] = E::from_f64(self.scale * log_p.exp_m1());
-        -self.scale * log_p
+        grad[label as usize] = E::from_f64(scale * log_p.exp_m1());
+        -scale * log_p
     }
 }
 
 /// `-sum_k y_ik log softmax(z_i)_k`, the mean over the rows that are not all zeros, and its derivative in `z`; 0 where
-/// all are.
+/// all are. Where there are weights, each row counts so many times in the sum.
 ///
 /// # Errors
 ///
-/// Where lengths do not fit.
+/// Where lengths do not fit, or a weight is out of range.
 pub fn soft_cross_entropy<E: Element>(
     logits: &[E],
     shares: &[E::Real],
+    weight: Option<&[E::Real]>,
     shape: [usize; 2],
     loss: &mut E::Real,
     grad: Option<&mut [E]>,
 ) -> Result<(), Error> {
     check_shape("logits", logits, shape)?;
     check_shape("target", shares, shape)?;
+    check_weight(weight, shape[0])?;
     let zero = E::Real::default();
     // In pieces without an early end, which the compiler makes vectors of.
     let any = |piece: &[E::Real]| piece.iter().fold(false, |any, &share| any | (share != zero));
     let labelled = shares.chunks_exact(shape[1].max(1)).filter(|row| row.chunks(64).any(any)).count();
     let scale = 1.0 / labelled.max(1) as f64;
-    rows::run(&Soft { logits, shares, classes: shape[1], scale }, shape, Some(Loss::Total(loss)), grad)
+    let formula = Soft { logits, shares, weight, classes: shape[1], scale };
+    rows::run(&formula, shape, Some(Loss::Total(loss)), grad)
 }
 
 struct Soft<'a, E: Element> {
     logits: &'a [E],
     shares: &'a [E::Real],
+    weight: Option<&'a [E::Real]>,
     classes: usize,
     scale: f64,
 }
@@ -114,7 +123,7 @@ impl<E: Element> RowFormula<E, E::Real> for Soft<'_, E> {
     fn row<S: Simd>(
         &self,
         simd: S,
-        _row: usize,
+        row: usize,
         (z, y): (&[E], &[E::Real]),
         grad: Option<&mut [E]>,
         Scratch([kept, _]): &mut Scratch<E::Real>,
@@ -130,15 +139,16 @@ impl<E: Element> RowFormula<E, E::Real> for Soft<'_, E> {
             let term = y_k.simd_eq(zero).select(zero, y_k * (load(simd, z, at) - max));
             dot.add(counted.of(term));
         });
-        let share = share.total();
-        if share == 0.0 {
+        let (share, weight) = (share.total(), weight_of(self.weight, row));
+        if share == 0.0 || weight == 0.0 {
             if let Some(grad) = grad {
                 grad.fill(E::default());
             }
             return 0.0;
         }
+        let scale = self.scale * weight;
         if let Some(grad) = grad {
-            let scale = splat::<S, E::Real>(simd, self.scale);
+            let scale = splat::<S, E::Real>(simd, scale);
             for (i, piece) in pieces(z.len()) {
                 let factor = splat::<S, E::Real>(simd, share * softmax.per_sum(i, kept));
                 let (e, y, grad) = (&kept.exponentials[piece.clone()], &y[piece.clone()], &mut grad[piece]);
@@ -148,7 +158,7 @@ impl<E: Element> RowFormula<E, E::Real> for Soft<'_, E> {
                 });
             }
         }
-        self.scale * (share * softmax.sum.ln() - dot.total())
+        scale * (share * softmax.sum.ln() - dot.total())
     }
 }
 
@@ -158,14 +168,14 @@ mod tests {
     use crate::dispatch::on_every_level;
     use crate::half::{Bf16, F16};
     use crate::par::serial_and_parallel;
-    use crate::testing::{SIZES, Tested, assert_close, random, same_bits, widen};
+    use crate::testing::{SIZES, Tested, assert_close, random, same_bits, weights, widen};
 
     const IGNORED: i64 = -100;
 
     fn run<E: Element>(z: &[E], target: &[i64], classes: usize) -> (E::Real, Vec<E>) {
         let mut loss = E::Real::default();
         let mut grad = vec![E::from_f64(7.0); z.len()];
-        cross_entropy(z, target, [target.len(), classes], IGNORED, &mut loss, Some(&mut grad)).unwrap();
+        cross_entropy(z, target, None, [target.len(), classes], IGNORED, &mut loss, Some(&mut grad)).unwrap();
         (loss, grad)
     }
 
@@ -215,7 +225,7 @@ mod tests {
     fn run_soft<E: Element>(z: &[E], shares: &[E::Real], classes: usize) -> (E::Real, Vec<E>) {
         let mut loss = E::Real::default();
         let mut grad = vec![E::from_f64(7.0); z.len()];
-        soft_cross_entropy(z, shares, [z.len() / classes, classes], &mut loss, Some(&mut grad)).unwrap();
+        soft_cross_entropy(z, shares, None, [z.len() / classes, classes], &mut loss, Some(&mut grad)).unwrap();
         (loss, grad)
     }
 
@@ -288,10 +298,46 @@ mod tests {
     }
 
     #[test]
+    fn weights_multiply_what_a_row_adds() {
+        on_every_level(|| {
+            let (rows, classes) = (7, 37);
+            let mut z: Vec<f64> = random(rows * classes, 3.0, 1);
+            let target: Vec<i64> = (0..rows).map(|i| if i == 1 { IGNORED } else { 5 * i as i64 }).collect();
+            let shares: Vec<f64> =
+                (0..rows * classes).map(|k| f64::from(u8::from(target[k / classes] == (k % classes) as i64))).collect();
+            let weights: Vec<f64> = weights(rows);
+            let call = |z: &[f64], weight: Option<&[f64]>, soft: bool| {
+                let (shape, mut loss, mut grad) = ([rows, classes], 7.0, vec![7.0; z.len()]);
+                if soft {
+                    soft_cross_entropy(z, &shares, weight, shape, &mut loss, Some(&mut grad)).unwrap();
+                } else {
+                    cross_entropy(z, &target, weight, shape, IGNORED, &mut loss, Some(&mut grad)).unwrap();
+                }
+                (loss, grad)
+            };
+            for soft in [false, true] {
+                z[0] = 0.0;
+                assert_eq!(call(&z, Some(&vec![1.0; rows]), soft), call(&z, None, soft));
+                z[0] = f64::NAN; // of a row of weight 0
+                let (loss, grad) = call(&z, Some(&weights), soft);
+                let mut sum = 0.0;
+                for (i, &weight) in weights.iter().enumerate() {
+                    let row = i * classes..(i + 1) * classes;
+                    let label = if weight == 0.0 { IGNORED } else { target[i] };
+                    let (expected, slope) = truth(&z[row.clone()], label, weight / 6.0);
+                    sum += expected;
+                    assert_close(&grad[row], &slope, 1e-14);
+                }
+                assert_close(&[loss], &[sum], 1e-14);
+            }
+        });
+    }
+
+    #[test]
     fn a_wrong_label_is_named() {
         let mut loss = 7.0_f32;
         for label in [3, -1, i64::MAX, i64::MIN] {
-            let error = cross_entropy(&[0.0_f32; 6], &[0, label], [2, 3], IGNORED, &mut loss, None).unwrap_err();
+            let error = cross_entropy(&[0.0_f32; 6], &[0, label], None, [2, 3], IGNORED, &mut loss, None).unwrap_err();
             assert_eq!(error, Error::Label { label, index: 1, classes: Some(3), ignore_index: IGNORED });
         }
         assert_eq!(loss, 7.0);

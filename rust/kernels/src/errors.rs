@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::dispatch::VARIABLE;
+use crate::simd::Real;
 
 /// Why a function has written nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +41,13 @@ pub enum Error {
         /// The label that marks an ignored sample.
         ignore_index: i64,
     },
+    /// A weight that is negative or not finite.
+    Weight {
+        /// The weight.
+        weight: f64,
+        /// Where it stands.
+        index: usize,
+    },
 }
 
 impl std::error::Error for Error {}
@@ -66,6 +74,11 @@ impl fmt::Display for Error {
                     Some(classes) => write!(f, "0 to {}, or ", classes - 1)?,
                 }
                 write!(f, "ignore_index {ignore_index}")
+            }
+            Self::Weight { weight, index } => {
+                // As Python writes it, also where it is no number.
+                let weight = if weight.is_nan() { "nan".into() } else { format!("{weight:?}") };
+                write!(f, "weight: got {weight} at index {index}, accepted: finite numbers >= 0")
             }
         }
     }
@@ -97,6 +110,16 @@ pub(crate) fn check_labels(target: &[i64], classes: Option<usize>, ignore_index:
     }
 }
 
+/// An error unless there is a finite weight from 0 for each row, or none at all.
+pub(crate) fn check_weight<R: Real>(weight: Option<&[R]>, rows: usize) -> Result<(), Error> {
+    let Some(weights) = weight else { return Ok(()) };
+    check_len("weight", weights, rows)?;
+    match weights.iter().position(|weight| !(0.0..f64::INFINITY).contains(&weight.to_f64())) {
+        None => Ok(()),
+        Some(index) => Err(Error::Weight { weight: weights[index].to_f64(), index }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +141,10 @@ mod tests {
         let error = check_temperature(0.0).unwrap_err().to_string();
         assert_eq!(error, "temperature: got 0.0, accepted: finite, from 1e-30 to 1e+30");
         assert_eq!(Error::Beta(1.5).to_string(), "beta: got 1.5, accepted: finite, above 0 and below 1");
+        for (weight, came) in [(-0.5, "-0.5"), (f32::NAN, "nan"), (f32::INFINITY, "inf"), (-f32::INFINITY, "-inf")] {
+            let error = check_weight(Some(&[0.0, weight]), 2).unwrap_err().to_string();
+            assert_eq!(error, format!("weight: got {came} at index 1, accepted: finite numbers >= 0"));
+        }
         let error = check_shape("grad", &[0.0; 6], [2, 2]).unwrap_err().to_string();
         assert_eq!(error, "grad: got 6 elements, accepted: 4");
     }

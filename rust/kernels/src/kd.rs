@@ -5,10 +5,10 @@ use std::ops::Range;
 use fearless_simd::prelude::*;
 
 use crate::exp::ln_1p;
-use crate::rows::{self, Kept, Loss, Reduction, RowFormula, Scratch};
+use crate::rows::{self, Kept, Loss, Reduction, RowFormula, Scratch, weight_of};
 use crate::simd::{self, Element, Real, Sum, Vector, for_each_vector, load, polynomial, splat, store};
 use crate::softmax::{Softmax, pieces};
-use crate::{Error, check_labels, check_len, check_shape, check_temperature};
+use crate::{Error, check_labels, check_len, check_shape, check_temperature, check_weight};
 
 /// How far the student's belief `P` is from the teacher's `Q`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,17 +24,18 @@ pub enum Divergence {
     },
 }
 
-/// `T^2` times the divergence of each row, and its derivative in `s`. A row whose label is `ignore_index` counts
-/// nothing; without labels all count.
+/// `T^2` times the divergence of each row, and its derivative in `s`; times its weight, where there are weights. A row
+/// whose label is `ignore_index` counts nothing; without labels all count.
 ///
 /// # Errors
 ///
-/// Where lengths do not fit, the temperature or `beta` is out of range, or a label is neither a class nor
+/// Where lengths do not fit, the temperature, `beta` or a weight is out of range, or a label is neither a class nor
 /// `ignore_index`.
 pub fn kd<E: Element, T: Element<Real = E::Real>>(
     student_logits: &[E],
     teacher_logits: &[T],
     target: Option<&[i64]>,
+    weight: Option<&[E::Real]>,
     shape: [usize; 2],
     temperature: f64,
     divergence: Divergence,
@@ -51,6 +52,7 @@ pub fn kd<E: Element, T: Element<Real = E::Real>>(
     }
     check_shape("student_logits", student_logits, shape)?;
     check_shape("teacher_logits", teacher_logits, shape)?;
+    check_weight(weight, shape[0])?;
     let mut counted = shape[0];
     if let Some(target) = target {
         check_len("target", target, shape[0])?;
@@ -58,15 +60,17 @@ pub fn kd<E: Element, T: Element<Real = E::Real>>(
         counted = target.iter().filter(|&&label| label != ignore_index).count();
     }
     let slope = reduction.scale(counted) * temperature;
+    let classes = shape[1];
     let formula =
-        Kd { student_logits, teacher_logits, target, classes: shape[1], temperature, divergence, ignore_index, slope };
+        Kd { student_logits, teacher_logits, target, weight, classes, temperature, divergence, ignore_index, slope };
     rows::run(&formula, shape, Some(loss), grad)
 }
 
-struct Kd<'a, E, T> {
+struct Kd<'a, E: Element, T> {
     student_logits: &'a [E],
     teacher_logits: &'a [T],
     target: Option<&'a [i64]>,
+    weight: Option<&'a [E::Real]>,
     classes: usize,
     temperature: f64,
     divergence: Divergence,
@@ -93,17 +97,19 @@ impl<E: Element, T: Element<Real = E::Real>> RowFormula<E, T> for Kd<'_, E, T> {
         grad: Option<&mut [E]>,
         Scratch([s_kept, q_kept]): &mut Scratch<E::Real>,
     ) -> f64 {
-        if self.target.is_some_and(|target| target[row] == self.ignore_index) {
+        let weight = weight_of(self.weight, row);
+        if weight == 0.0 || self.target.is_some_and(|target| target[row] == self.ignore_index) {
             if let Some(grad) = grad {
                 grad.fill(E::default());
             }
             return 0.0;
         }
+        let slope = self.slope * weight;
         let divergence = match self.divergence {
             Divergence::Forward => {
                 let pair = Pair::of(simd, (q, s), self.temperature, [q_kept, s_kept]);
                 if let Some(grad) = grad {
-                    self.forward_gradient(simd, &pair, grad);
+                    pair.forward_gradient(simd, slope, grad);
                 }
                 pair.kl(simd, (q, s))
             }
@@ -111,96 +117,97 @@ impl<E: Element, T: Element<Real = E::Real>> RowFormula<E, T> for Kd<'_, E, T> {
                 let pair = Pair::of(simd, (s, q), self.temperature, [s_kept, q_kept]);
                 let divergence = pair.kl(simd, (s, q));
                 if let Some(grad) = grad {
-                    self.reverse_gradient(simd, &pair, divergence, (s, q), grad);
+                    pair.reverse_gradient(simd, slope, divergence, (s, q), grad);
                 }
                 divergence
             }
             Divergence::JensenShannon { beta } => {
                 let pair = Pair::of(simd, (s, q), self.temperature, [s_kept, q_kept]);
-                self.jensen_shannon(simd, &pair, beta, s.len(), grad)
+                pair.jensen_shannon(simd, slope, beta, s.len(), grad)
             }
         };
-        self.slope * self.temperature * divergence
+        slope * self.temperature * divergence
     }
 }
 
-impl<E: Element, T: Element<Real = E::Real>> Kd<'_, E, T> {
-    /// `P - Q`, the derivative of `KL(Q || P)` in `s / T`; `pair` is teacher and student.
+/// The derivatives, times a factor.
+impl<R: Real> Pair<'_, R> {
+    /// `P - Q`, the derivative of `KL(Q || P)` in `s / T`; of teacher and student.
     #[inline(always)]
-    fn forward_gradient<S: Simd>(&self, simd: S, pair: &Pair<E::Real>, grad: &mut [E]) {
-        let slope = splat::<S, E::Real>(simd, self.slope);
+    fn forward_gradient<S: Simd, E: Element<Real = R>>(&self, simd: S, slope: f64, grad: &mut [E]) {
+        let slope = splat::<S, R>(simd, slope);
         for (i, piece) in pieces(grad.len()) {
-            let [per_q_sum, per_s_sum] = pair.per_sums(simd, i);
-            let [q_exp, s_exp] = pair.exponentials(piece.clone());
+            let [per_q_sum, per_s_sum] = self.per_sums(simd, i);
+            let [q_exp, s_exp] = self.exponentials(piece.clone());
             let grad = &mut grad[piece];
             for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], stream [grad], |at, _counted| {
                 // Both rounded alike, so that equals cancel.
-                let p_k = load::<S, E::Real>(simd, s_exp, at) * per_s_sum;
-                let q_k = load::<S, E::Real>(simd, q_exp, at) * per_q_sum;
+                let p_k = load::<S, R>(simd, s_exp, at) * per_s_sum;
+                let q_k = load::<S, R>(simd, q_exp, at) * per_q_sum;
                 store::<S, E>((p_k - q_k) * slope, grad, at);
             });
         }
     }
 
-    /// `P_k (log P_k - log Q_k - KL)`, the derivative of `KL(P || Q)` in `s / T`; `pair` is student and teacher.
+    /// `P_k (log P_k - log Q_k - KL)`, the derivative of `KL(P || Q)` in `s / T`; of student and teacher.
     #[inline(always)]
-    fn reverse_gradient<S: Simd>(
+    fn reverse_gradient<S: Simd, E: Element<Real = R>, T: Element<Real = R>>(
         &self,
         simd: S,
-        pair: &Pair<E::Real>,
+        slope: f64,
         divergence: f64,
         (s, q): (&[E], &[T]),
         grad: &mut [E],
     ) {
-        let logs = pair.logs(simd);
-        let divergence = splat::<S, E::Real>(simd, divergence);
-        let slope = splat::<S, E::Real>(simd, self.slope);
+        let logs = self.logs(simd);
+        let divergence = splat::<S, R>(simd, divergence);
+        let slope = splat::<S, R>(simd, slope);
         for (i, piece) in pieces(s.len()) {
-            let [slope, _] = pair.per_sums(simd, i).map(|per_sum| per_sum * slope);
-            let [s_exp, _] = pair.exponentials(piece.clone());
+            let [slope, _] = self.per_sums(simd, i).map(|per_sum| per_sum * slope);
+            let [s_exp, _] = self.exponentials(piece.clone());
             let (s, q, grad) = (&s[piece.clone()], &q[piece.clone()], &mut grad[piece]);
             for_each_vector!(simd, Vector<S, E>, grad.len(), read [s, q, s_exp], write [grad], sum [], stream [grad], |at, _counted| {
-                let p_k = load::<S, E::Real>(simd, s_exp, at) * slope;
+                let p_k = load::<S, R>(simd, s_exp, at) * slope;
                 let beyond = logs.of(load(simd, s, at), load(simd, q, at)) - divergence;
                 // Where the student gives nothing, the difference of the logarithms may be anything.
-                let nothing = p_k.simd_eq(E::Real::default());
+                let nothing = p_k.simd_eq(R::default());
                 store::<S, E>(nothing.select(p_k, p_k * beyond), grad, at);
             });
         }
     }
 
     /// The Jensen-Shannon divergence of a row, and its derivative `(1 - beta) P_k (l_k - sum_j P_j l_j)` in `s / T`,
-    /// with `l = log(P / M)`; `pair` is student and teacher.
+    /// with `l = log(P / M)`; of student and teacher.
     #[inline(always)]
-    fn jensen_shannon<S: Simd>(
+    fn jensen_shannon<S: Simd, E: Element<Real = R>>(
         &self,
         simd: S,
-        pair: &Pair<E::Real>,
+        slope: f64,
         beta: f64,
         len: usize,
         grad: Option<&mut [E]>,
     ) -> f64 {
-        let (mut divergence, mut mean) = (Sum::<S, E::Real>::new(simd), Sum::<S, E::Real>::new(simd));
+        let (mut divergence, mut mean) = (Sum::<S, R>::new(simd), Sum::<S, R>::new(simd));
         for (i, piece) in pieces(len) {
-            let mixture = pair.mixture(simd, beta, i);
-            let (len, [s_exp, q_exp]) = (piece.len(), pair.exponentials(piece));
+            let mixture = self.mixture(simd, beta, i);
+            let (len, [s_exp, q_exp]) = (piece.len(), self.exponentials(piece));
             for_each_vector!(simd, Vector<S, E>, len, read [s_exp, q_exp], write [], sum [divergence, mean], |at, counted| {
                 let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
-                let [p_log, q_log] = mixture.logs::<S, E::Real>(simd, [p_k, q_k]);
+                let [p_log, q_log] = mixture.logs::<S, R>(simd, [p_k, q_k]);
                 mean.add(counted.of(p_k * p_log));
                 divergence.add(counted.of(mixture.sum([p_k * p_log, q_k * q_log])));
             });
         }
-        let mean = splat::<S, E::Real>(simd, mean.total());
+        let mean = splat::<S, R>(simd, mean.total());
         if let Some(grad) = grad {
-            let slope = splat::<S, E::Real>(simd, self.slope * (1.0 - beta));
+            let slope = splat::<S, R>(simd, slope * (1.0 - beta));
             for (i, piece) in pieces(len) {
-                let mixture = pair.mixture(simd, beta, i);
-                let [s_exp, q_exp] = pair.exponentials(piece.clone());
+                let mixture = self.mixture(simd, beta, i);
+                let [s_exp, q_exp] = self.exponentials(piece.clone());
                 let grad = &mut grad[piece];
                 for_each_vector!(simd, Vector<S, E>, grad.len(), read [s_exp, q_exp], write [grad], sum [], stream [grad], |at, _counted| {
                     let [p_k, q_k] = mixture.beliefs([load(simd, s_exp, at), load(simd, q_exp, at)]);
-                    let [p_log, _] = mixture.logs::<S, E::Real>(simd, [p_k, q_k]);
+                    let [p_log, _] = mixture.logs::<S, R>(simd, [p_k, q_k]);
                     store::<S, E>(p_k * (p_log - mean) * slope, grad, at);
                 });
             }
@@ -397,7 +404,7 @@ mod tests {
     use crate::dispatch::on_every_level;
     use crate::half::{Bf16, F16};
     use crate::par::serial_and_parallel;
-    use crate::testing::{SIZES, Tested, assert_close, random, same_bits, widen};
+    use crate::testing::{SIZES, Tested, assert_close, random, same_bits, weights, widen};
 
     const IGNORED: i64 = -100;
     const DIVERGENCES: [Divergence; 4] = [
@@ -451,7 +458,7 @@ mod tests {
     ) -> (Vec<E::Real>, Vec<E>) {
         let (mut loss, mut grad) = (vec![E::Real::default(); s.len() / classes], vec![E::default(); s.len()]);
         let (each, shape) = (Loss::Each(&mut loss), [s.len() / classes, classes]);
-        kd(s, q, None, shape, temperature, divergence, IGNORED, Reduction::Sum, each, Some(&mut grad)).unwrap();
+        kd(s, q, None, None, shape, temperature, divergence, IGNORED, Reduction::Sum, each, Some(&mut grad)).unwrap();
         (loss, grad)
     }
 
@@ -544,7 +551,8 @@ mod tests {
                     let (mut loss, mut grad) = (0.0, vec![7.0; s.len()]);
                     let (total, shape) = (Loss::Total(&mut loss), [rows, classes]);
                     let target = Some(&target[..]);
-                    kd(&s, &q, target, shape, 2.0, divergence, IGNORED, reduction, total, Some(&mut grad)).unwrap();
+                    kd(&s, &q, target, None, shape, 2.0, divergence, IGNORED, reduction, total, Some(&mut grad))
+                        .unwrap();
                     let scale = if reduction == Reduction::Sum { 1.0 } else { 0.25 };
                     assert_close(&[loss], &[scale * (each[0] + each[2] + each[3] + each[5])], 1e-14);
                     for (i, grad) in grad.chunks(classes).enumerate() {
@@ -554,6 +562,40 @@ mod tests {
                     }
                 }
                 s[classes] = 0.0;
+            }
+        });
+    }
+
+    #[test]
+    fn weights_multiply_what_a_row_adds() {
+        on_every_level(|| {
+            let (rows, classes) = (7, 37);
+            let mut s: Vec<f64> = random(rows * classes, 2.0, 1);
+            let q: Vec<f64> = random(rows * classes, 2.0, 2);
+            let weights: Vec<f64> = weights(rows);
+            for divergence in DIVERGENCES {
+                let call = |s: &[f64], weight: Option<&[f64]>| {
+                    let (mut loss, mut grad) = (vec![7.0; rows], vec![7.0; s.len()]);
+                    let (each, shape) = (Loss::Each(&mut loss), [rows, classes]);
+                    let (reduction, grads) = (Reduction::Mean, Some(&mut grad[..]));
+                    kd(s, &q, None, weight, shape, 2.0, divergence, IGNORED, reduction, each, grads).unwrap();
+                    (loss, grad)
+                };
+                let plain = call(&s, None);
+                assert_eq!(call(&s, Some(&vec![1.0; rows])), plain);
+                s[0] = f64::NAN; // of a row of weight 0
+                let (loss, grad) = call(&s, Some(&weights));
+                s[0] = 0.0;
+                for (i, weight) in weights.iter().enumerate() {
+                    let row = i * classes..(i + 1) * classes;
+                    let expected: Vec<f64> = plain.1[row.clone()].iter().map(|x| weight * x).collect();
+                    if *weight == 0.0 {
+                        assert!(loss[i] == 0.0 && grad[row].iter().all(|&x| x == 0.0));
+                    } else {
+                        assert_close(&[loss[i]], &[weight * plain.0[i]], 1e-15);
+                        assert_close(&grad[row], &expected, 1e-15);
+                    }
+                }
             }
         });
     }
@@ -659,18 +701,23 @@ mod tests {
     #[test]
     fn nothing_is_written_where_arguments_do_not_fit() {
         let mut loss = 7.0_f32;
-        let mut call = |q: &[f32], target: Option<&[i64]>, divergence| {
+        let mut call = |q: &[f32], target: Option<&[i64]>, divergence, weight: Option<&[f32]>| {
             let total = Loss::Total(&mut loss);
-            kd(&[0.0_f32; 6], q, target, [2, 3], 1.0, divergence, IGNORED, Reduction::Sum, total, None).unwrap_err()
+            kd(&[0.0_f32; 6], q, target, weight, [2, 3], 1.0, divergence, IGNORED, Reduction::Sum, total, None)
+                .unwrap_err()
         };
-        let error = call(&[0.0; 4], None, Divergence::Forward);
+        let error = call(&[0.0; 4], None, Divergence::Forward, None);
         assert_eq!(error, Error::Length { argument: "teacher_logits", len: 4, expected: 6 });
-        let error = call(&[0.0; 6], Some(&[0]), Divergence::Forward);
+        let error = call(&[0.0; 6], Some(&[0]), Divergence::Forward, None);
         assert_eq!(error, Error::Length { argument: "target", len: 1, expected: 2 });
-        let error = call(&[0.0; 6], Some(&[0, 3]), Divergence::Forward);
+        let error = call(&[0.0; 6], Some(&[0, 3]), Divergence::Forward, None);
         assert_eq!(error, Error::Label { label: 3, index: 1, classes: Some(3), ignore_index: IGNORED });
+        let error = call(&[0.0; 6], Some(&[0, 1]), Divergence::Reverse, Some(&[1.0]));
+        assert_eq!(error, Error::Length { argument: "weight", len: 1, expected: 2 });
+        let error = call(&[0.0; 6], Some(&[0, 1]), Divergence::Reverse, Some(&[1.0, -0.5]));
+        assert_eq!(error, Error::Weight { weight: -0.5, index: 1 });
         for beta in [0.0, 1.0, -1.0, f64::NAN] {
-            assert!(matches!(call(&[0.0; 6], None, Divergence::JensenShannon { beta }), Error::Beta(_)));
+            assert!(matches!(call(&[0.0; 6], None, Divergence::JensenShannon { beta }, None), Error::Beta(_)));
         }
         assert_eq!(loss, 7.0);
     }

@@ -36,4 +36,4 @@ pub use sample::sample;
 pub use simd::{Element, Real};
 pub use softmax::{softmax, softmax_backward};
 
-use errors::{check_labels, check_len, check_shape, check_temperature};
+use errors::{check_labels, check_len, check_shape, check_temperature, check_weight};

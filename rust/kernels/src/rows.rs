@@ -60,6 +60,12 @@ impl Reduction {
     }
 }
 
+/// What the value of a row counts: its weight, or 1 where there are none.
+#[inline(always)]
+pub(crate) fn weight_of<R: Real>(weight: Option<&[R]>, row: usize) -> f64 {
+    weight.map_or(1.0, |weight| weight[row].to_f64())
+}
+
 /// A formula of one row: of an operand whose type the result has, and of one that may be stored in another.
 pub(crate) trait RowFormula<E: Element, T: Element<Real = E::Real> = E>: Sync {
     /// What rows shorter than a vector are filled up with: elements that change no result.

@@ -2,20 +2,22 @@
 
 use fearless_simd::prelude::*;
 
-use crate::rows::{self, Loss, Reduction, RowFormula, Scratch};
+use crate::rows::{self, Loss, Reduction, RowFormula, Scratch, weight_of};
 use crate::simd::{Element, SumOfSquares, Vector, for_each_vector, load, splat, store};
-use crate::{Error, check_shape};
+use crate::{Error, check_shape, check_weight};
 
-/// `||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`.
+/// `||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`; times its weight, where
+/// there are weights.
 ///
 /// A teacher's row of norm 0 leaves the ratio undefined; such a row neither costs nor teaches anything.
 ///
 /// # Errors
 ///
-/// Where lengths do not fit.
+/// Where lengths do not fit, or a weight is out of range.
 pub fn sample<E: Element, T: Element<Real = E::Real>>(
     student_features: &[E],
     teacher_features: &[T],
+    weight: Option<&[E::Real]>,
     shape: [usize; 2],
     reduction: Reduction,
     loss: Loss<'_, E::Real>,
@@ -23,14 +25,16 @@ pub fn sample<E: Element, T: Element<Real = E::Real>>(
 ) -> Result<(), Error> {
     check_shape("student_features", student_features, shape)?;
     check_shape("teacher_features", teacher_features, shape)?;
+    check_weight(weight, shape[0])?;
     let scale = reduction.scale(shape[0]);
-    let formula = Sample { student_features, teacher_features, features: shape[1], scale };
+    let formula = Sample { student_features, teacher_features, weight, features: shape[1], scale };
     rows::run(&formula, shape, Some(loss), grad)
 }
 
-struct Sample<'a, E, T> {
+struct Sample<'a, E: Element, T> {
     student_features: &'a [E],
     teacher_features: &'a [T],
+    weight: Option<&'a [E::Real]>,
     features: usize,
     scale: f64,
 }
@@ -48,7 +52,7 @@ impl<E: Element, T: Element<Real = E::Real>> RowFormula<E, T> for Sample<'_, E, 
     fn row<S: Simd>(
         &self,
         simd: S,
-        _row: usize,
+        row: usize,
         (s, t): (&[E], &[T]),
         grad: Option<&mut [E]>,
         _scratch: &mut Scratch<E::Real>,
@@ -60,24 +64,26 @@ impl<E: Element, T: Element<Real = E::Real>> RowFormula<E, T> for Sample<'_, E, 
             norm.add::<E::Real>(counted.of(t));
         });
         let (distance, norm) = (distance.total(), norm.total());
-        if norm == 0.0 {
+        let weight = weight_of(self.weight, row);
+        if norm == 0.0 || weight == 0.0 {
             if let Some(grad) = grad {
                 grad.fill(E::default());
             }
             return 0.0;
         }
+        let scale = self.scale * weight;
         if let Some(grad) = grad {
             // The factor may lie outside the range of an f32 where the result does not: a power of two, exact in
             // the product, takes its magnitude.
             let power = (-norm.log2() / 2.0).round().exp2();
-            let slope = splat::<S, E::Real>(simd, 2.0 * self.scale / norm / power);
+            let slope = splat::<S, E::Real>(simd, 2.0 * scale / norm / power);
             let power = splat::<S, E::Real>(simd, power);
             for_each_vector!(simd, Vector<S, E>, s.len(), read [s, t], write [grad], sum [], stream [grad], |at, _counted| {
                 let difference = load(simd, s, at) - load(simd, t, at);
                 store::<S, E>(difference * power * slope, grad, at);
             });
         }
-        self.scale * distance / norm
+        scale * distance / norm
     }
 }
 
@@ -87,7 +93,7 @@ mod tests {
     use crate::dispatch::on_every_level;
     use crate::half::{Bf16, F16};
     use crate::par::serial_and_parallel;
-    use crate::testing::{SIZES, Tested, assert_close, random, same_bits, widen};
+    use crate::testing::{SIZES, Tested, assert_close, random, same_bits, weights, widen};
 
     fn run<E: Element, T: Element<Real = E::Real>>(
         s: &[E],
@@ -98,7 +104,7 @@ mod tests {
         let rows = s.len() / features;
         let mut loss = vec![E::Real::default(); rows];
         let mut grad = vec![E::from_f64(7.0); s.len()];
-        sample(s, t, [rows, features], reduction, Loss::Each(&mut loss), Some(&mut grad)).unwrap();
+        sample(s, t, None, [rows, features], reduction, Loss::Each(&mut loss), Some(&mut grad)).unwrap();
         (loss, grad)
     }
 
@@ -154,6 +160,32 @@ mod tests {
     fn a_teacher_in_half_precision_is_as_if_widened() {
         check_mixture::<Bf16>();
         check_mixture::<F16>();
+    }
+
+    #[test]
+    fn weights_multiply_what_a_row_adds() {
+        on_every_level(|| {
+            let (rows, features) = (7, 37);
+            let mut s: Vec<f64> = random(rows * features, 1.0, 1);
+            let t: Vec<f64> = random(rows * features, 1.0, 2);
+            let call = |s: &[f64], weight: Option<&[f64]>| {
+                let (mut loss, mut grad) = (vec![7.0; rows], vec![7.0; s.len()]);
+                let each = Loss::Each(&mut loss);
+                sample(s, &t, weight, [rows, features], Reduction::Mean, each, Some(&mut grad)).unwrap();
+                (loss, grad)
+            };
+            let plain = call(&s, None);
+            assert_eq!(call(&s, Some(&vec![1.0; rows])), plain);
+            s[0] = f64::NAN; // of a row of weight 0
+            let weights: Vec<f64> = weights(rows);
+            let (loss, grad) = call(&s, Some(&weights));
+            for (i, weight) in weights.iter().enumerate() {
+                assert_close(&[loss[i]], &[weight * plain.0[i]], 1e-15);
+                let row = i * features..(i + 1) * features;
+                let expected: Vec<f64> = plain.1[row.clone()].iter().map(|x| weight * x).collect();
+                assert_close(&grad[row], &expected, 1e-15);
+            }
+        });
     }
 
     #[test]

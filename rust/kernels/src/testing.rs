@@ -1,7 +1,7 @@
 //! What the tests of the kernels share.
 
 use crate::half::{Bf16, F16};
-use crate::simd::Element;
+use crate::simd::{Element, Real};
 
 /// Row lengths around the vectors' and the pieces'.
 pub(crate) const SIZES: [usize; 16] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 37, 129, 333, 1000, 2048, 2049, 5000];
@@ -48,6 +48,11 @@ pub(crate) fn random<E: Element>(len: usize, factor: f64, seed: u64) -> Vec<E> {
         (z ^ (z >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
     };
     (0..len).map(|_| E::from_f64(next() * factor)).collect()
+}
+
+/// Weights of rows: 0 of every third one.
+pub(crate) fn weights<R: Real>(rows: usize) -> Vec<R> {
+    (0..rows).map(|i| R::from_f64((i % 3) as f64 * 0.75)).collect()
 }
 
 pub(crate) fn widen<E: Element>(slice: &[E]) -> Vec<f64> {

@@ -24,7 +24,7 @@ pub enum Access {
 pub fn of_kernel(error: Error) -> PyErr {
     match error {
         Error::Tier { .. } => PyRuntimeError::new_err(error.to_string()),
-        Error::Length { .. } | Error::Temperature(_) | Error::Beta(_) | Error::Label { .. } => {
+        Error::Length { .. } | Error::Temperature(_) | Error::Beta(_) | Error::Label { .. } | Error::Weight { .. } => {
             PyValueError::new_err(error.to_string())
         }
     }

@@ -55,6 +55,16 @@ impl Operands {
         self.input("target", object, &[logits.dtype().real()], &[&logits.shape().map(Some)])
     }
 
+    /// The weight of each row of a matrix of this type, where there are weights.
+    pub fn weight<'a>(
+        &mut self,
+        object: Option<&'a Bound<'_, PyAny>>,
+        dtype: DType,
+        rows: usize,
+    ) -> PyResult<Option<Input<'a>>> {
+        object.map(|object| self.input("weight", object, &[dtype.real()], &[&[Some(rows)]])).transpose()
+    }
+
     /// Where the loss of inputs of this type goes.
     pub fn loss<'a>(&mut self, object: &'a Bound<'_, PyAny>, dtype: DType) -> PyResult<Output<'a>> {
         self.output("loss", object, dtype.real(), &[&[]])

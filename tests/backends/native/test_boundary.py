@@ -180,8 +180,10 @@ def _cid_loss(s: Tensor, t: Tensor, y: Tensor, *, backend: str, **options: Any) 
     return F.cid_loss(s, s, t, t, y, **given, beta=1.0, gamma=1.0, backend=backend, **options).loss
 
 
-# That of cross-entropy has no function of its own, which would check its arguments.
-LOSSES: dict[str, Callable[..., Tensor]] = {name: TERMS[name].call for name in TERMS if name != "cross_entropy"}
+# Cross-entropy has no function of its own, which would check its arguments.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    name: term.call for name, term in TERMS.items() if not name.startswith("cross_entropy")
+}
 LOSSES["cid"] = _cid_loss
 
 

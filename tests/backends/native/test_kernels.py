@@ -16,10 +16,10 @@ def test_kernels_write_gradients_of_halves(dtype: torch.dtype) -> None:
         a, b, loss = s.to(cast), q.to(cast), torch.empty(5)
         grads = [torch.empty_like(a) for _ in range(5)]
         total = loss.unbind()
-        _native.kd(a, b, None, 4.0, "forward", 0.5, IGNORE, True, total[0], grads[0])
-        _native.sample(a, b, True, total[1], grads[1])
+        _native.kd(a, b, None, None, 4.0, "forward", 0.5, IGNORE, True, total[0], grads[0])
+        _native.sample(a, b, None, True, total[1], grads[1])
         _native.class_(a, b, y % 3, IGNORE, total[2], grads[2])
-        _native.cross_entropy(a, y, IGNORE, total[3], grads[3])
+        _native.cross_entropy(a, y, None, IGNORE, total[3], grads[3])
         _native.softmax(a, 4.0, grads[4])
         total[4].zero_()
         results.append((loss, grads))
@@ -28,17 +28,17 @@ def test_kernels_write_gradients_of_halves(dtype: torch.dtype) -> None:
     for grad, expected in zip(grads, wide_grads, strict=True):
         assert torch.equal(grad, expected.to(dtype))
     with pytest.raises(TypeError, match=r"^loss: got torch\.(bfloat16|float16), accepted: torch\.float32"):
-        _native.kd(s, q, None, 4.0, "forward", 0.5, IGNORE, True, torch.empty((), dtype=dtype), None)
+        _native.kd(s, q, None, None, 4.0, "forward", 0.5, IGNORE, True, torch.empty((), dtype=dtype), None)
     other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
     with pytest.raises(TypeError, match=r"^teacher_logits: got torch"):
-        _native.kd(s, q.to(other), None, 4.0, "forward", 0.5, IGNORE, True, torch.empty(()), None)
+        _native.kd(s, q.to(other), None, None, 4.0, "forward", 0.5, IGNORE, True, torch.empty(()), None)
 
 
 def test_kernels_refuse_what_does_not_fit() -> None:
     z, y, loss = torch.zeros(6, 4), torch.full((6, 4), 0.25), torch.zeros(())
     for wrong, error in ((y[:, :3].contiguous(), ValueError), (y.double(), TypeError), (y[0], ValueError)):
         with pytest.raises(error, match=r"^target: "):
-            _native.soft_cross_entropy(z, wrong, loss, None)
+            _native.soft_cross_entropy(z, wrong, None, loss, None)
         with pytest.raises(error, match=r"^target: "):
             _native.soft_context_weights(z, wrong, 4.0, torch.zeros(6, 4))
     with pytest.raises(ValueError, match=r"^temperature: "):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import autocast, composed, reference, targets
+from cid.backends import autocast, composed, targets
 from cid.backends.fused import criterion
 from cid.backends.fused.context import accumulate_context, context_weights
 from cid.backends.fused.intervention import marginal_context
 from cid.backends.fused.loss import Scale, loss_of
-from cid.backends.fused.tensors import dense, real, side_by_side, takes_beside
+from cid.backends.fused.tensors import dense, real, side_by_side, takes_beside, weight_beside
 from cid.backends.kernels import Kernels
 from cid.backends.options import CIDInputs, CIDOptions, CIDOutput, KDOptions
 
@@ -44,22 +44,20 @@ class Fused:
         weight: Tensor | None = None,
     ) -> Tensor:
         """See `cid.functional.kd_loss`."""
-        if weight is not None:  # until the kernels have it
-            return reference.kd_loss(student_logits, teacher_logits, target, options, weight)
         s, q = side_by_side(student_logits, teacher_logits)
         labels = None if target is None else dense(target)
         temperature, divergence, beta, ignore_index, reduction = options
         numbers = temperature, divergence, beta, ignore_index, _is_mean(reduction)
-        return loss_of(s, reduction == "none", self.kernels.kd, self.scale, dense(q), labels, *numbers)
+        given = dense(q), labels, weight_beside(weight, s)
+        return loss_of(s, reduction == "none", self.kernels.kd, self.scale, *given, *numbers)
 
     def sample_loss(
         self, student_features: Tensor, teacher_features: Tensor, reduction: str, weight: Tensor | None = None
     ) -> Tensor:
         """See `cid.functional.sample_loss`."""
-        if weight is not None:  # until the kernels have it
-            return reference.sample_loss(student_features, teacher_features, reduction, weight)
         s, t = side_by_side(student_features, teacher_features)
-        return loss_of(s, reduction == "none", self.kernels.sample, self.scale, dense(t), _is_mean(reduction))
+        given = dense(t), weight_beside(weight, s)
+        return loss_of(s, reduction == "none", self.kernels.sample, self.scale, *given, _is_mean(reduction))
 
     def class_loss(
         self, student_features: Tensor, teacher_features: Tensor, target: Tensor, ignore_index: int
@@ -80,14 +78,13 @@ class Fused:
 
         Of shares, or with label smoothing, of `-sum_k y_k log softmax(z)_k`.
         """
-        if weight is not None:  # until the kernels have it
-            return reference.cross_entropy(logits, target, ignore_index, label_smoothing, weight)
+        w = weight_beside(weight, logits)
         if target.is_floating_point() or label_smoothing != 0:
             if not target.is_floating_point():
                 check.label_range("target", target, logits.shape[1], ignore_index)
             shares = targets.smoothed(target, logits.shape[1], ignore_index, label_smoothing, real(logits))
-            return loss_of(logits, False, self.kernels.soft_cross_entropy, self.scale, dense(shares))
-        return loss_of(logits, False, self.kernels.cross_entropy, self.scale, dense(target), ignore_index)
+            return loss_of(logits, False, self.kernels.soft_cross_entropy, self.scale, dense(shares), w)
+        return loss_of(logits, False, self.kernels.cross_entropy, self.scale, dense(target), w, ignore_index)
 
     def context_weights(self, teacher_logits: Tensor, target: Tensor, temperature: float, ignore_index: int) -> Tensor:
         """See `cid.functional.context_weights`."""
@@ -115,6 +112,7 @@ class Fused:
         """See `cid.functional.cid_loss`: as one node where the kernels can, else term by term."""
         if _fits(inputs, options):
             read: dict[str, Any] = {name: dense(x) for name, x in _read(inputs).items()}
+            read["weight"] = weight_beside(inputs.weight, inputs.student_features)
             return self.cid_loss_as_one(inputs._replace(**read), options)
         return composed.cid_loss(self, inputs, options)
 
@@ -122,7 +120,7 @@ class Fused:
         """See `cid.functional.cid_loss`: as one node.
 
         The inputs are dense, and of one type but for those of the teacher (see `takes_beside`), for the context, which
-        may be of the type that the terms are computed in, and for its sums, which are.
+        may be of the type that the terms are computed in, and for its sums and the weight, which are.
         """
         return criterion.cid_loss(inputs, options, self.kernels, self.scale)
 
@@ -142,7 +140,6 @@ def _fits(inputs: CIDInputs, options: CIDOptions) -> bool:
     student, teacher, wide = inputs.student_features, inputs.teacher_features.dtype, real(inputs.student_features)
     if (
         options.differentiable_context
-        or inputs.weight is not None
         or autocast.is_on(student)
         # Too much of its gradients, written in the forward, would be lost before a GradScaler's factor could save it.
         or student.dtype == torch.float16
@@ -153,6 +150,6 @@ def _fits(inputs: CIDInputs, options: CIDOptions) -> bool:
         return False
     types = {"target": inputs.target.dtype, "context": wide, "teacher_features": teacher, "teacher_logits": teacher}
     return all(
-        x.numel() != 0 and (name == "context" or x.dtype == types.get(name, student.dtype))
+        x.numel() != 0 and (name in ("context", "weight") or x.dtype == types.get(name, student.dtype))
         for name, x in _read(inputs).items()
     )

@@ -18,12 +18,12 @@ from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
 
 def cid_loss(inputs: CIDInputs, options: CIDOptions, kernels: Kernels, scale: Scale) -> CIDOutput:
     """See `cid.functional.cid_loss`; the inputs are as `Fused.cid_loss_as_one` has them."""
-    f, s, t, q, y, _, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
+    f, s, t, q, y, weight, adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums = inputs
     trained: tuple[Tensor | None, ...] = (f, s, adapter_weight, adapter_bias)
     trained += (None, None) if context is None else (head_weight, head_bias)  # in warm-up nothing looks at the head
     if not torch.is_grad_enabled():  # autograd would ask for gradients all the same
         trained = tuple(None if x is None else x.detach() for x in trained)
-    given = (x if x is None or not x.requires_grad else x.detach() for x in (t, q, y, context))
+    given = (x if x is None or not x.requires_grad else x.detach() for x in (t, q, y, weight, context))
     outputs = _CID.apply(*trained, *given, context_sums, options, kernels, scale)
     loss, terms, z = cast(tuple[Tensor, Tensor, Tensor | None], outputs)
     ce, kd, sample, class_ = terms.unbind()
@@ -50,6 +50,7 @@ class _CID(torch.autograd.Function):
         t: Tensor,
         q: Tensor,
         y: Tensor,
+        weight: Tensor | None,
         context: Tensor | None,
         context_sums: tuple[Tensor, Tensor] | None,
         options: CIDOptions,
@@ -68,7 +69,7 @@ class _CID(torch.autograd.Function):
         labels, ignored = targets.majority(y, options.ignore_index)
         numerator, denominator = (None, None) if soft or context_sums is None else context_sums
         kernels.cid_before(
-            f, s, t, q, labels, options.temperature, ignored,
+            f, s, t, q, labels, weight, options.temperature, ignored,
             terms, kd_grad, class_grad, x, belief, numerator, denominator,
         )  # fmt: skip
         if soft and context_sums is not None:
@@ -87,7 +88,7 @@ class _CID(torch.autograd.Function):
             if soft or options.label_smoothing != 0:
                 labels = targets.smoothed(y, z.shape[1], ignored, options.label_smoothing, terms.dtype)
         kernels.cid_after(
-            adapted, t, z, labels, ignored, options.alpha, options.beta, options.gamma,
+            adapted, t, z, labels, weight, ignored, options.alpha, options.beta, options.gamma,
             terms, loss, sample_grad, z_grad,
         )  # fmt: skip
         ctx.mark_non_differentiable(terms, *(() if z is None else (z,)))
@@ -130,7 +131,7 @@ class _CID(torch.autograd.Function):
         ]
         if not looked:
             grads = [None if grad is None else scaled(grad, grad_output, ctx.scale) for grad in grads]
-        return *grads, *(None,) * 8
+        return *grads, *(None,) * 9
 
 
 def _column_sums(matrix: Tensor, factor: float, kernels: Kernels) -> Tensor:

@@ -57,6 +57,11 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()  # `contiguous` alone would keep a negative bit
 
 
+def weight_beside(weight: Tensor | None, student: Tensor) -> Tensor | None:
+    """The weights of samples as the kernels read them, beside the student's tensor."""
+    return None if weight is None else dense(weight.detach().to(real(student)))
+
+
 def takes_beside(student: torch.dtype, teacher: torch.dtype) -> bool:
     """Whether the kernels take a student and a teacher of these types: the same, or either half beside float32."""
     return student == teacher or (student == torch.float32 and teacher in check.HALVES)

@@ -1,6 +1,6 @@
 //! The whole criterion, but for its matrix products.
 
-use cid_kernels::criterion::{After, Batch, Before, ContextSums, Sizes, Target, Weights};
+use cid_kernels::criterion::{After, Batch, Before, ContextSums, Factors, Sizes, Target};
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt};
 
@@ -17,6 +17,7 @@ pub fn cid_fits(
     teacher_features: &Bound<'_, PyAny>,
     teacher_logits: &Bound<'_, PyAny>,
     target: &Bound<'_, PyAny>,
+    weight: Option<&Bound<'_, PyAny>>,
     adapter_weight: &Bound<'_, PyAny>,
     adapter_bias: &Bound<'_, PyAny>,
     head_weight: &Bound<'_, PyAny>,
@@ -42,6 +43,7 @@ pub fn cid_fits(
         || !dtype.beside().contains(&teacher)
         || !is(teacher_logits, &[teacher], &[rows, classes])?
         || !is(target, &[DType::I64], &[rows])?
+        || !weight.map_or(Ok(true), |weight| is(weight, &[dtype.real()], &[rows]))?
         || !is(adapter_weight, own, &[teachers, students])?
         || !is(adapter_bias, own, &[teachers])?
     {
@@ -73,6 +75,7 @@ pub fn cid_before(
     teacher_features: &Bound<'_, PyAny>,
     teacher_logits: &Bound<'_, PyAny>,
     target: &Bound<'_, PyAny>,
+    weight: Option<&Bound<'_, PyAny>>,
     temperature: f64,
     ignore_index: i64,
     terms: &Bound<'_, PyAny>,
@@ -91,6 +94,7 @@ pub fn cid_before(
     let logits = s.shape().map(Some);
     let q = operands.input("teacher_logits", teacher_logits, &[t.dtype()], &[&logits])?;
     let y = operands.labels(target, rows)?;
+    let weight = operands.weight(weight, dtype, rows)?;
     let real = dtype.real();
     let terms = operands.output("terms", terms, real, &[&[Some(4)]])?;
     let kd_grad = operands.grad("kd_grad", kd_grad, &s)?;
@@ -111,6 +115,7 @@ pub fn cid_before(
             teacher_features: t.as_slice::<T>(),
             teacher_logits: q.as_slice(),
             target: y.as_slice(),
+            weight: weight.map(|weight| weight.as_slice()),
             sizes,
         };
         let outputs = Before {
@@ -135,6 +140,7 @@ pub fn cid_after(
     teacher_features: &Bound<'_, PyAny>,
     logits: Option<&Bound<'_, PyAny>>,
     target: &Bound<'_, PyAny>,
+    weight: Option<&Bound<'_, PyAny>>,
     ignore_index: i64,
     alpha: f64,
     beta: f64,
@@ -153,6 +159,7 @@ pub fn cid_after(
     // That a type has its shape the kernel sees by the length.
     let shapes: [&[_]; 2] = [&[Some(features[0])], &[Some(features[0]), Some(classes)]];
     let y = operands.input("target", target, &[DType::I64, dtype.real()], &shapes)?;
+    let weight = operands.weight(weight, dtype, features[0])?;
     let terms = operands.output("terms", terms, dtype.real(), &[&[Some(4)]])?;
     let loss = operands.loss(loss, dtype)?;
     let sample_grad = operands.grad("sample_grad", sample_grad, &adapted)?;
@@ -166,16 +173,17 @@ pub fn cid_after(
             DType::I64 => Target::Labels(y.as_slice(), ignore_index),
             _ => Target::Shares(y.as_slice()),
         };
-        let z = z.map(|z| z.as_slice());
+        let (z, weight) = (z.map(|z| z.as_slice()), weight.map(|weight| weight.as_slice()));
         let outputs = After {
             terms: terms.into_slice(),
             loss: &mut loss.into_slice()[0],
             sample_grad: sample_grad.map(Output::into_slice),
             ce_grad: ce_grad.map(Output::into_slice),
         };
-        let weights = Weights { alpha, beta, gamma };
+        let sizes = [features[0], features[1], classes];
+        let factors = Factors { alpha, beta, gamma };
         run(py, adapted.len() + features[0] * classes, || {
-            cid_kernels::criterion::after(adapted, t, z, y, [features[0], features[1], classes], weights, outputs)
+            cid_kernels::criterion::after(adapted, t, z, y, weight, sizes, factors, outputs)
         })
     })
 }

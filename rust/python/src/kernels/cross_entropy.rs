@@ -13,6 +13,7 @@ pub fn cross_entropy(
     py: Python<'_>,
     logits: &Bound<'_, PyAny>,
     target: &Bound<'_, PyAny>,
+    weight: Option<&Bound<'_, PyAny>>,
     ignore_index: i64,
     loss: &Bound<'_, PyAny>,
     grad: Option<&Bound<'_, PyAny>>,
@@ -21,13 +22,15 @@ pub fn cross_entropy(
     let logits = operands.matrix("logits", logits)?;
     let (dtype, shape) = (logits.dtype(), logits.shape());
     let target = operands.labels(target, shape[0])?;
+    let weight = operands.weight(weight, dtype, shape[0])?;
     let loss = operands.loss(loss, dtype)?;
     let grad = operands.grad("grad", grad, &logits)?;
     with_element!(dtype, E => {
         let (logits, target) = (logits.as_slice::<E>(), target.as_slice());
+        let weight = weight.map(|weight| weight.as_slice());
         let (loss, grad) = (loss.into_slice(), grad.map(Output::into_slice));
         run(py, logits.len(), || {
-            cid_kernels::cross_entropy(logits, target, shape, ignore_index, &mut loss[0], grad)
+            cid_kernels::cross_entropy(logits, target, weight, shape, ignore_index, &mut loss[0], grad)
         })
     })
 }
@@ -38,6 +41,7 @@ pub fn soft_cross_entropy(
     py: Python<'_>,
     logits: &Bound<'_, PyAny>,
     target: &Bound<'_, PyAny>,
+    weight: Option<&Bound<'_, PyAny>>,
     loss: &Bound<'_, PyAny>,
     grad: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
@@ -45,11 +49,13 @@ pub fn soft_cross_entropy(
     let logits = operands.matrix("logits", logits)?;
     let (dtype, shape) = (logits.dtype(), logits.shape());
     let target = operands.shares(target, &logits)?;
+    let weight = operands.weight(weight, dtype, shape[0])?;
     let loss = operands.loss(loss, dtype)?;
     let grad = operands.grad("grad", grad, &logits)?;
     with_element!(dtype, E => {
         let (logits, target) = (logits.as_slice::<E>(), target.as_slice());
+        let weight = weight.map(|weight| weight.as_slice());
         let (loss, grad) = (loss.into_slice(), grad.map(Output::into_slice));
-        run(py, logits.len(), || cid_kernels::soft_cross_entropy(logits, target, shape, &mut loss[0], grad))
+        run(py, logits.len(), || cid_kernels::soft_cross_entropy(logits, target, weight, shape, &mut loss[0], grad))
     })
 }

@@ -16,6 +16,7 @@ pub fn kd(
     student_logits: &Bound<'_, PyAny>,
     teacher_logits: &Bound<'_, PyAny>,
     target: Option<&Bound<'_, PyAny>>,
+    weight: Option<&Bound<'_, PyAny>>,
     temperature: f64,
     divergence: &str,
     beta: f64,
@@ -35,16 +36,19 @@ pub fn kd(
     let (dtype, shape) = (student.dtype(), student.shape());
     let teacher = operands.input("teacher_logits", teacher_logits, dtype.beside(), &[&shape.map(Some)])?;
     let target = target.map(|target| operands.labels(target, shape[0])).transpose()?;
+    let weight = operands.weight(weight, dtype, shape[0])?;
     let loss = operands.losses(loss, dtype, shape[0])?;
     let grad = operands.grad("grad", grad, &student)?;
     with_elements!(dtype, teacher.dtype(), E, T => {
         let (student, teacher) = (student.as_slice::<E>(), teacher.as_slice::<T>());
         let target = target.map(|target| target.as_slice());
+        let weight = weight.map(|weight| weight.as_slice());
         let (loss, grad) = (loss.into_loss(), grad.map(Output::into_slice));
         let reduction = reduction(mean);
         run(py, student.len(), || {
             cid_kernels::kd(
-                student, teacher, target, shape, temperature, divergence, ignore_index, reduction, loss, grad,
+                student, teacher, target, weight, shape, temperature, divergence, ignore_index, reduction, loss,
+                grad,
             )
         })
     })
