@@ -14,7 +14,7 @@ ROOMS = (
     "_errors", "_files", "_checks", "_native",
     "backends.options", "backends.kernels", "backends.backend", "backends.autocast", "backends.targets",
     "backends.composed", "backends.reference", "backends.fused", "backends.native", "backends.triton", "backends.ops",
-    "backends", "functional",
+    "backends", "functional", "propensity",
     "_mirror", "context", "head", "losses", "capture", "student", "teacher", "distiller", "cache", "integrations",
     "train.settings", "train.sections", "train.files", "train.data", "train.models", "train.methods",
     "train.presets", "train.config", "train.networks", "train.folder", "train.scoring", "train.results", "train.run",

@@ -1,7 +1,7 @@
 """Comprehensive, interventional knowledge distillation for PyTorch classifiers.
 
 `cid.Distiller` wraps two models; `cid.CIDLoss` is the loss for a training loop of your own; `cid.functional` has the
-formulas.
+formulas, `cid.propensity` weights of samples.
 """
 
 from importlib import import_module
@@ -23,11 +23,12 @@ __all__ = [
     "SampleLoss",
     "__version__",
     "functional",
+    "propensity",
     "teacher_outputs",
 ]
 
 if TYPE_CHECKING:
-    from cid import functional
+    from cid import functional, propensity
     from cid.context import ContextBank
     from cid.distiller import Distiller
     from cid.functional import CIDOutput
@@ -52,8 +53,8 @@ else:  # to a type checker a module with `__getattr__` has every name
 
     def __getattr__(name: str) -> Any:
         # Late, as these import PyTorch, which takes seconds: `cid --help` needs none of it.
-        if name == "functional":
-            return import_module("cid.functional")
+        if name in ("functional", "propensity"):
+            return import_module(f"cid.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"cid.{_MODULES[name]}"), name)

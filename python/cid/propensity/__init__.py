@@ -1,0 +1,22 @@
+"""Weights that stand for the intervention: each sample counts by the inverse of what its context foretells of it.
+
+The backdoor adjustment over contexts, as `cid` has it in its head, has a second estimator: samples weighted by inverse
+propensities (Horvitz and Thompson 1952; Robins 1986). The propensity of a sample is the belief in its true class
+of a model that knows its context and not more, calibrated, and that has not seen the sample: `CrossFit` trains such
+models, `calibrate` finds their temperature, `propensity_weights` makes the weights, and `overlap_warnings` says where
+they had better not be trusted. The losses take them as `weight`. All of it is plain PyTorch, of any models and loops;
+`cid distill --methods kd-ipw` does it as a stage of a run.
+"""
+
+from cid.propensity.calibration import calibrate
+from cid.propensity.cross_fit import CrossFit, OutOfFold
+from cid.propensity.weights import effective_sample_size, overlap_warnings, propensity_weights
+
+__all__ = [
+    "CrossFit",
+    "OutOfFold",
+    "calibrate",
+    "effective_sample_size",
+    "overlap_warnings",
+    "propensity_weights",
+]
