@@ -36,16 +36,27 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate(predictors: Sequence[Predictor], batches: Batches) -> list[Score]:
-    """Scores several predictors in one pass over a split, without holding their logits."""
+    """Scores several predictors in one pass over a split, without holding their logits.
+
+    Each sample counts as often as its weight says, where the batches have weights.
+    """
     hits: list[Tensor | int] = [0] * len(predictors)
     losses: list[Tensor | float] = [0.0] * len(predictors)
     samples = 0
     for each, labels in _batchwise(predictors, batches):
+        weight = None if batches.weights is None else batches.weights[samples : samples + len(labels)]
         for i, logits in enumerate(logits.float() for logits in each):
-            hits[i] = hits[i] + right(logits, labels).sum()
-            losses[i] = losses[i] + nn.functional.cross_entropy(logits, labels, reduction="sum")
+            hit = right(logits, labels)
+            if weight is None:
+                hits[i] = hits[i] + hit.sum()
+                losses[i] = losses[i] + nn.functional.cross_entropy(logits, labels, reduction="sum")
+            else:
+                loss = nn.functional.cross_entropy(logits, labels, reduction="none")
+                hits[i] = hits[i] + (weight * hit).sum()
+                losses[i] = losses[i] + (weight * loss).sum()
         samples += len(labels)
-    return [Score(float(hit) / samples, float(loss) / samples) for hit, loss in zip(hits, losses, strict=True)]
+    total = samples if batches.weights is None else float(batches.weights.sum())
+    return [Score(float(hit) / total, float(loss) / total) for hit, loss in zip(hits, losses, strict=True)]
 
 
 @torch.no_grad()

@@ -154,7 +154,9 @@ class MSE(LogitsMethod):
     alpha: float = _shared.alpha()
     distance_weight: float = setting(0.5, "weight of the distance", rule=at_least(0))
 
-    def loss(self, logits: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, logits: Tensor, teacher: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         from torch.nn.functional import cross_entropy, mse_loss
 
         ce, distance = cross_entropy(logits, target), mse_loss(logits, teacher)

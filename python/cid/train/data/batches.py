@@ -47,12 +47,14 @@ class Batch(NamedTuple):
         target: the labels, int64.
         indices: which samples of the split these are, int64, on the device of the inputs.
         teacher: the teacher's features and logits, if they are cached.
+        weight: how often each sample counts, (B,), if the method asked for weights.
     """
 
     inputs: Tensor
     target: Tensor
     indices: Tensor
     teacher: tuple[Tensor, Tensor] | None = None
+    weight: Tensor | None = None
 
 
 class Batches:
@@ -70,6 +72,7 @@ class Batches:
         views: how many fixed views there are of each image; None draws new ones in each epoch.
         view_seed: of the fixed views.
         cache: the teacher's outputs on these views, which batches then have.
+        weights: how often each sample of the split counts, (N,), which batches then have.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Batches:
         views: int | None = None,
         view_seed: int = 0,
         cache: TeacherCache | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         self._split = split
         self._scale = preprocessing.scale
@@ -95,6 +99,7 @@ class Batches:
         self._views = views
         self._view_seed = view_seed
         self._cache = cache
+        self.weights = None if weights is None else weights.to(split.images.device)
 
     @property
     def steps(self) -> int:
@@ -128,12 +133,13 @@ class Batches:
         indices = plan.order[part]
         chosen = self._split.take(indices)
         inputs = self._inputs(chosen.images, plan.augmentation.at(part))
+        weight = None if self.weights is None else self.weights[indices]
         if self._cache is None or plan.view is None:
-            return Batch(inputs, chosen.labels, indices)
+            return Batch(inputs, chosen.labels, indices, weight=weight)
         features, logits = self._cache[plan.samples[part], plan.view]
         device, on_gpu = inputs.device, inputs.is_cuda  # where a blocking copy would wait for the steps before
         teacher = features.to(device, non_blocking=on_gpu), logits.to(device, non_blocking=on_gpu)
-        return Batch(inputs, chosen.labels, indices, teacher)
+        return Batch(inputs, chosen.labels, indices, teacher, weight)
 
     def in_view(self, number: int, samples: range) -> Iterator[Tensor]:
         """The inputs of a range of samples, in order, in one of the fixed views."""

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cid.train.methods._base import REGISTERED, Ingredients, LogitsMethod, Method, StepOutput, register
+from cid.train.methods._weighting import Lab, SampleWeights, Weighting
 
 if TYPE_CHECKING:
     from cid.train.methods._training import Training
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_METHODS",
     "Ingredients",
+    "Lab",
     "LogitsMethod",
     "Method",
+    "SampleWeights",
     "StepOutput",
     "Training",
+    "Weighting",
     "option_fields",
     "register",
     "registry",

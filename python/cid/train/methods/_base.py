@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from cid.train.data import Batch
     from cid.train.methods._training import Training
+    from cid.train.methods._weighting import Weighting
     from cid.train.models import InputSpec
     from cid.train.sections import ModelsConfig, OptimConfig
 
@@ -78,6 +79,13 @@ class Method:
         """What a reader of the training curves has to know, in a sentence; else empty."""
         return ""
 
+    def weighting(self) -> Weighting | None:
+        """How the samples are weighed, of complete options; None where each counts once.
+
+        Batches then have `weight`, for the loss to use, and the epoch is chosen by the weighted validation data.
+        """
+        return None
+
     # --- training
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
@@ -116,13 +124,16 @@ class Method:
 class LogitsMethod(Method):
     """A method whose loss is a function of labels and logits: only `loss` is its own."""
 
-    def loss(self, logits: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, logits: Tensor, teacher: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its terms by name.
 
         Args:
             logits: the student's, (B, C).
             teacher: the teacher's, (B, C), without gradient.
             target: the labels, (B,) int64.
+            weight: how often each sample counts, (B,), where `weighting` asked for it; else None.
         """
         raise NotImplementedError
 
@@ -130,7 +141,7 @@ class LogitsMethod(Method):
         """The loss of a batch."""
         teacher = training.teacher_logits(batch)
         logits = training.student(batch.inputs)
-        loss, terms = self.loss(logits, teacher, batch.target)
+        loss, terms = self.loss(logits, teacher, batch.target, batch.weight)
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, logits.detach())
 
 

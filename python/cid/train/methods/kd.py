@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cid.train.methods import LogitsMethod, _shared, register
+from cid.train.methods._losses import cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +23,12 @@ class KD(LogitsMethod):
     alpha: float = _shared.alpha()
     temperature: float = _shared.temperature()
 
-    def loss(self, logits: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, logits: Tensor, teacher: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its terms."""
-        from torch.nn.functional import cross_entropy
-
         from cid.functional import kd_loss
 
-        ce = cross_entropy(logits, target)
+        ce = cross_entropy(logits, target, weight)
         kd = kd_loss(logits, teacher, temperature=self.temperature)
         return self.alpha * (ce + kd), {"ce": ce, "kd": kd}

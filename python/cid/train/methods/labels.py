@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cid.train.methods import Ingredients, Method, StepOutput, register
+from cid.train.methods._losses import cross_entropy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +29,6 @@ class Labels(Method):
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
-        from torch.nn.functional import cross_entropy
-
         logits = training.student(batch.inputs)
-        loss = cross_entropy(logits, batch.target)
+        loss = cross_entropy(logits, batch.target, batch.weight)
         return StepOutput(loss, {"ce": loss.detach()}, logits.detach())

@@ -40,6 +40,7 @@ class Job:
         epochs: how long to train.
         optim: how to train.
         checkpoint_every: steps between checkpoints, beside each epoch's.
+        last: whether the last epoch is kept, rather than the best.
     """
 
     name: str
@@ -47,11 +48,12 @@ class Job:
     epochs: int
     optim: OptimConfig
     checkpoint_every: int | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a job; the training holds the best epoch's weights."""
+    """The outcome of a job; the training holds the kept epoch's weights."""
 
     best_epoch: int
     validation: float
@@ -107,7 +109,7 @@ class Trainer:
         return self._position
 
     def train(self) -> Trained:
-        """Trains to the end and loads the best epoch's weights.
+        """Trains to the end and loads the kept epoch's weights.
 
         Raises:
             NonFiniteError: a loss or a weight is NaN or infinite; the last checkpoint stays.
@@ -190,7 +192,8 @@ class Trainer:
         if not math.isfinite(score.loss):
             raise NonFiniteError(f"epoch {position.epoch}: the loss on the validation split is {score.loss}")
         ranking = (score.accuracy, -score.loss)
-        if training.scorable and (position.best is None or ranking > position.best.score):
+        better = self._job.last or position.best is None or ranking > position.best.score
+        if training.scorable and better:
             state = {key: value.detach().clone() for key, value in training.trained_state().items()}
             position.best = Best(position.epoch, ranking, state)
         metrics = {

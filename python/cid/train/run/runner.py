@@ -1,15 +1,15 @@
-"""A whole run: the teacher once, then every student, then the report; each part only if it is not done yet."""
+"""A whole run: the teacher once, then weights, every student and the report; each part only if it is not done yet."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cid._errors import InterruptedRunError
 from cid._files import write_atomically
@@ -18,7 +18,7 @@ from cid.train.config import Config
 from cid.train.data import Batches, Split, mix_seed
 from cid.train.files import write_json
 from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, network_name
-from cid.train.methods import Ingredients, Training
+from cid.train.methods import Ingredients, SampleWeights, Training, Weighting
 from cid.train.methods.labels import Labels
 from cid.train.models import build_model, count_parameters
 from cid.train.networks import Description, load_teacher, save_network, without_head
@@ -28,6 +28,7 @@ from cid.train.run.loop import Job, Trained, Trainer
 from cid.train.run.progress import Observer
 from cid.train.run.signals import StopRequest
 from cid.train.run.teacher_cache import make_cache
+from cid.train.run.weights import weigh_samples
 from cid.train.scoring import evaluate, test_batches
 
 
@@ -67,18 +68,22 @@ class Run:
         folder: where the files go.
         observer: hears of the progress.
         stop: whether somebody asked to stop.
+        weights: of the samples, by what methods ask for.
     """
 
     inputs: Inputs
     folder: RunFolder
     observer: Observer
     stop: StopRequest
+    weights: dict[Weighting | None, SampleWeights] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config, self.fabric, self.data = self.inputs.config, self.inputs.fabric, self.inputs.data
         self.spec = self.inputs.spec
 
-    def batches(self, split: Split, seed: int, cache: TeacherCache | None = None) -> Batches:
+    def batches(
+        self, split: Split, seed: int, cache: TeacherCache | None = None, weights: Tensor | None = None
+    ) -> Batches:
         """Batches of a split, augmented by `seed` where they are drawn for training."""
         config = self.config
         return Batches(
@@ -91,27 +96,30 @@ class Run:
             views=config.data.views,
             view_seed=config.data.view_seed,
             cache=cache,
+            weights=weights,
         )
 
-    def ingredients(self, student: nn.Module, teacher: nn.Module | None) -> Ingredients:
-        """What a method makes its networks of."""
+    def ingredients(self, student: nn.Module, teacher: nn.Module | None, split: Split | None = None) -> Ingredients:
+        """What a method makes its networks of, to be trained on a split: all training images if it is not given."""
         cache = self.inputs.cache
         dim = None if cache is None else cache.layout.feature_dim
-        return Ingredients(student, teacher, self.spec, self.data.train.labels.cpu(), teacher_dim=dim)
+        labels = (split or self.data.train).labels.cpu()
+        return Ingredients(student, teacher, self.spec, labels, teacher_dim=dim)
 
     def describe(self, model: str) -> Description:
         """How to rebuild a network of this run."""
         return Description(model, self.data.classes, self.data.channels, self.data.size, self.data.preprocessing)
 
-    def train(self, network: Network, training: Training) -> Trained:
-        """Trains one network."""
+    def train(self, network: Network, training: Training, weights: SampleWeights | None = None) -> Trained:
+        """Trains one network, its samples and those that choose the epoch weighted if they are to be."""
         config, name = self.config, network.name
+        train, validation = (None, None) if weights is None else (weights.train, weights.validation)
         trainer = Trainer(
             self.fabric,
             Job(name, self.folder.network(name), network.epochs, config.optim, config.run.checkpoint_every),
             training,
-            batches=self.batches(self.data.train, network.seed, self.inputs.cache),
-            validation=self.batches(self.data.validation, network.seed),
+            batches=self.batches(self.data.train, network.seed, self.inputs.cache, train),
+            validation=self.batches(self.data.validation, network.seed, weights=validation),
             observer=self.observer,
             record=lambda metrics: self.folder.add_metrics({**network.key, **metrics}),
             stop=self.stop,
@@ -139,6 +147,8 @@ def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Resul
     with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
         run = Run(inputs, folder, observer, stop)
         teacher = prepare_teacher(run)
+        methods = map(run.config.method.options, run.config.method.methods)
+        run.weights = weigh_samples(run, [method.weighting() for method in methods])
         for seed in run.config.run.seeds:
             for method in run.config.method.methods:
                 train_student(run, teacher, method, seed)
@@ -185,9 +195,10 @@ def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
     student = build_model(network.model, run.spec).to(run.fabric.device)
     # A copy: a method may change the teacher's flags, and none must see what another one did.
     asked = copy.deepcopy(teacher) if run.inputs.cache is None else None
-    training = Training(config.method.options(method), run.ingredients(student, asked))
+    options = config.method.options(method)
+    training = Training(options, run.ingredients(student, asked))
     torch.manual_seed(mix_seed(seed, 1))
-    trained = run.train(network, training)
+    trained = run.train(network, training, run.weights.get(options.weighting()))
     finish(run, network, training.predictor(), trained)
 
 

@@ -1,0 +1,17 @@
+"""Losses that several methods have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean over the samples, of which sample i counts `weight[i]` times; None counts each once."""
+    from torch.nn import functional
+
+    if weight is None:
+        return functional.cross_entropy(logits, target)
+    return (weight * functional.cross_entropy(logits, target, reduction="none")).mean()
