@@ -40,6 +40,7 @@ class Lab(Protocol):
         folder: for files of the weighting's own.
         models: the names of teacher and student.
         optim: how networks are trained; complete.
+        classes: how many there are.
     """
 
     @property
@@ -50,6 +51,8 @@ class Lab(Protocol):
     def models(self) -> ModelsConfig: ...
     @property
     def optim(self) -> OptimConfig: ...
+    @property
+    def classes(self) -> int: ...
 
     @property
     def labels(self) -> Tensor:

@@ -83,7 +83,7 @@ class CID(Method):
 
     def note(self) -> str:
         """What the warm-up's scores are of."""
-        return f"During cid's warm-up (epochs: {self.warmup_epochs}) the student's own logits are scored."
+        return f"During {self.name}'s warm-up (epochs: {self.warmup_epochs}) the student's own logits are scored."
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
         """The distiller, which holds them all."""
@@ -108,7 +108,9 @@ class CID(Method):
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
-        loss, ce, kd, sample, class_, logits = training.distiller(batch.inputs, batch.target, batch.teacher)
+        loss, ce, kd, sample, class_, logits = training.distiller(
+            batch.inputs, batch.target, batch.teacher, batch.weight
+        )
         terms = {"kd": kd, "sample": sample, "class": class_}
         # The warm-up has no cross-entropy; a curve of zeros would show one that is perfect.
         return StepOutput(loss, terms if logits is None else {"ce": ce, **terms}, logits)

@@ -30,5 +30,5 @@ class KD(LogitsMethod):
         from cid.functional import kd_loss
 
         ce = cross_entropy(logits, target, weight)
-        kd = kd_loss(logits, teacher, temperature=self.temperature)
+        kd = kd_loss(logits, teacher, weight=weight, temperature=self.temperature)
         return self.alpha * (ce + kd), {"ce": ce, "kd": kd}

@@ -110,6 +110,11 @@ class RunLab:
         return self.run.config.optim
 
     @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self.run.spec.classes
+
+    @property
     def labels(self) -> Tensor:
         """Of the training samples."""
         return self.run.data.train.labels.cpu()
