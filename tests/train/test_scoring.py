@@ -18,9 +18,10 @@ def split() -> Split:
     return Split(images, torch.arange(SAMPLES) % CLASSES)
 
 
-def batches(split: Split) -> Batches:
+def batches(split: Split, weights: Tensor | None = None) -> Batches:
     """Whose last is shorter, and whose training batches would be moved and mirrored."""
-    return Batches(split, Preprocessing(255.0, (0.0,), (1.0,)), batch_size=8, pad=1, flip=True, seed=0)
+    preprocessing = Preprocessing(255.0, (0.0,), (1.0,))
+    return Batches(split, preprocessing, batch_size=8, pad=1, flip=True, seed=0, weights=weights)
 
 
 def first(x: Tensor) -> Tensor:
@@ -43,6 +44,15 @@ def test_scores_are_means_over_the_samples(split: Split) -> None:
         assert score.accuracy == pytest.approx(accuracy(logits, split.labels))
         assert score.accuracy == int(right(logits, split.labels).sum()) / SAMPLES
         assert score.loss == pytest.approx(float(nn.functional.cross_entropy(logits.double(), split.labels)), rel=1e-5)
+
+
+def test_a_sample_of_weight_two_counts_twice(split: Split) -> None:
+    weights = torch.arange(SAMPLES) % 3
+    repeated = split.take(torch.arange(SAMPLES).repeat_interleave(weights))
+    expected = evaluate([first, last], batches(repeated))
+    for score, other in zip(evaluate([first, last], batches(split, weights.float())), expected, strict=True):
+        assert score.accuracy == pytest.approx(other.accuracy)
+        assert score.loss == pytest.approx(other.loss, rel=1e-5)
 
 
 def test_nothing_is_kept_for_a_backward(split: Split) -> None:

@@ -33,6 +33,19 @@ def test_a_batch_says_which_samples_it_has() -> None:
         assert torch.equal(batch.indices, batch.target)
 
 
+def test_a_batch_has_the_weights_of_its_samples() -> None:
+    weights = torch.arange(23) / 2
+    batches = make_batches(23, weights=weights)
+    plan = batches.plan(4)
+    for step in range(batches.steps):
+        batch = batches.batch(plan, step)
+        assert batch.weight is not None
+        assert torch.equal(batch.weight, weights[batch.indices])
+        plain = make_batches(23).batch(plan, step)
+        assert plain.weight is None
+        assert torch.equal(plain.inputs, batch.inputs)
+
+
 def test_a_last_batch_of_one_is_left_out() -> None:
     assert make_batches(21).steps == 4
     assert make_batches(22).steps == 5

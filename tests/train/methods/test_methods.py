@@ -1,6 +1,7 @@
 """What holds for every method, and what a new file in the folder of methods is enough for."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -75,6 +76,22 @@ def test_without_a_teacher_its_outputs_must_come_with_the_batch(name: str) -> No
     if name.startswith(("kd", "cid")):
         with pytest.raises(ValueError, match=r"^teacher: not given, accepted: \(features, logits\)"):
             training(batch)
+
+
+@pytest.mark.parametrize("name", ["labels", "kd", "kd-ipw", "cid", "cid-ipw"])
+def test_samples_count_as_often_as_their_weight_says(name: str) -> None:
+    training, _, batch = make(name)
+    training.eval()  # without dropout
+    plain, ones = training(batch), training(batch._replace(weight=torch.ones(SAMPLES)))
+    doubled = training(batch._replace(weight=torch.full((SAMPLES,), 2.0)))
+    weight = draws.uniform(SAMPLES)
+    once, twice = (training(batch._replace(weight=value)) for value in (weight, 1 - weight))
+    for term, value in plain.terms.items():
+        near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}  # sums of 12 samples, of terms of few units
+        torch.testing.assert_close(ones.terms[term], value, **near)
+        times = 1 if term == "class" else 2  # of pairs of samples, which are not weighed
+        torch.testing.assert_close(doubled.terms[term], times * value, **near)
+        torch.testing.assert_close(once.terms[term] + twice.terms[term], (3 - times) * value, **near)
 
 
 def test_order_and_names() -> None:
@@ -182,7 +199,7 @@ def test_a_new_method_is_one_file(tmp_path: Path) -> None:
 
     text = " ".join(cid("distill --help").split())
     assert "--distance-weight FLOAT mse: weight of the distance" in text
-    assert "--alpha FLOAT kd, cid and mse: weight of" in text
+    assert re.search(r"--alpha FLOAT kd, cid,? [^:]*and mse: weight of", text)
     output = cid(
         "distill --limit 150 --limit-test 60 --teacher cnn-3 --student cnn-2 --epochs 2 --teacher-epochs 1 --seeds 0 "
         f"--device cpu --threads 1 --methods kd mse --distance-weight 2 --out {run}"
@@ -196,5 +213,5 @@ def test_a_new_method_is_one_file(tmp_path: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Terms of mse&#39;s loss, before their weights" in page
     assert "Terms of kd&#39;s loss, before their weights" in page
-    assert 'class="strip c4"' in page  # the first colour after cid's
+    assert f'class="strip c{len(registry()) % 4 + 1}"' in page  # that after all others', of which there are four
     assert cid(f"eval {run} --method mse").startswith("mse-seed0: accuracy ")
