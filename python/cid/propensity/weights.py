@@ -91,13 +91,13 @@ def effective_sample_size(weight: Tensor) -> float:
 
 
 # Below this part of the samples, an effective size is small; above this part of log C, a cross-entropy is a guess's.
-_FEW, _GUESS, _MOST, _SAME = 0.1, 0.98, 0.5, 0.1
+_FEW, _GUESS, _MOST, _SAME = 0.05, 0.98, 0.5, 0.1
 
 
 def overlap_warnings(weight: Tensor, context_belief: Tensor, num_classes: int, *, floor: float = 0.01) -> list[str]:
     """What makes weights doubtful, each in a sentence.
 
-    - Few samples carry the weight: the effective size is below a tenth of the samples.
+    - Few samples carry the weight: the effective size is below a twentieth of the samples.
     - Samples whose context belief is below `floor` carry most of it: the floor decides what they weigh, not the data.
     - The context model knows no more than a guess: its weights are of no context.
     - All weights are within a tenth of 1: they change nothing.

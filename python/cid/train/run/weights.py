@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+import cid._checks as check
 from cid._errors import CheckpointError, InterruptedRunError
 from cid.propensity import effective_sample_size
 from cid.train.data import Split, mix_seed
@@ -56,6 +57,9 @@ def _computed(run: Run, weighting: Weighting) -> SampleWeights:
     folder = _folder(run, weighting)
     folder.mkdir(parents=True, exist_ok=True)
     weights = weighting.compute(RunLab(run, weighting.name, RunFolder(folder)))
+    check.shape("train", weights.train, (len(run.data.train),))
+    if weights.validation is not None:
+        check.shape("validation", weights.validation, (len(run.data.validation),))
     size, count = effective_sample_size(weights.train), len(weights.train)
     header: dict[str, Any] = {
         "options": asdict(weighting),
