@@ -31,12 +31,18 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
     ("option", "message"),
     [
         ("--methods fitnet", "--methods: got fitnet, accepted: one or more, each once, of: labels or kd or cid"),
-        ("--data nowhere", "--data: got 'nowhere', accepted: digits, mnist, cifar10, cifar100 or a folder of images"),
+        (
+            "--data nowhere",
+            "--data: got 'nowhere', accepted: digits, coloured-digits, mnist, cifar10, cifar100 or a folder of images",
+        ),
         ("--teacher vgg", "--teacher or --student: got 'vgg', accepted: cnn-W"),
         ("--device tpu", "--device: got 'tpu', accepted: auto, cpu, cuda, cuda:N or mps"),
         ("--device cuda:x", "--device: got 'cuda:x'"),
         ("--epochs 5 --warmup-epochs 5", "--warmup-epochs: got 5, accepted: less than --epochs, here 5"),
         ("--limit 2", "--validation: got"),
+        ("--rho 0.9", "--rho: got 0.9, accepted: none, but for coloured-digits"),
+        ("--data coloured-digits --rho 1.1", "--rho: got 1.1, accepted: a number from 0 to 1"),
+        ("--label-noise -1", "--label-noise: got -1.0, accepted: a number from 0 to 1"),
     ],
 )
 def test_bad_values_are_one_line(tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

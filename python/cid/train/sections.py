@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cid.train.settings import above, at_least, distinct, one_of, setting, within
+from cid.train.settings import above, at_least, between, distinct, one_of, setting, within
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how many, and how a batch is augmented."""
 
-    name: str = setting("digits", "digits, mnist, cifar10, cifar100, or the path of an image folder", flag="--data")
+    name: str = setting(
+        "digits", "digits, coloured-digits, mnist, cifar10, cifar100, or the path of an image folder", flag="--data"
+    )
     dir: str | None = setting(None, "folder that holds the published files of the data set", flag="--data-dir")
     resize: int | None = setting(None, "image folders: side of the square to resize to", rule=at_least(1))
     limit: int | None = setting(None, "use only this many training images (validation included)", rule=at_least(2))
@@ -26,6 +28,17 @@ class DataConfig:
         rule=within(0.001, 1),
     )
     split_seed: int = setting(0, "seed of the split and of the limited selection", rule=at_least(0))
+    rho: float | None = setting(
+        None,
+        "coloured-digits: how often the ground's colour names the class in training, where else it is drawn from all",
+        rule=between(0, 1),
+    )
+    label_noise: float = setting(
+        0.0,
+        "part of the training labels (validation included) that are replaced by a class drawn from all",
+        rule=between(0, 1),
+    )
+    data_seed: int = setting(0, "seed of what --rho and --label-noise draw", rule=at_least(0))
     pad: int = setting(0, "augmentation: random crop after padding with this many pixels", rule=at_least(0))
     flip: bool = setting(False, "augmentation: random horizontal flip")
     views: int | None = setting(

@@ -36,6 +36,11 @@ def within(low: float, high: float) -> Rule:
     return Rule(lambda value: low <= value < high, f"a number from {low} to below {high}")
 
 
+def between(low: float, high: float) -> Rule:
+    """Numbers from `low` to `high`."""
+    return Rule(lambda value: low <= value <= high, f"a number from {low} to {high}")
+
+
 def one_of(*choices: str) -> Rule:
     """One of some words."""
     return Rule(lambda value: value in choices, " or ".join(choices))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cid._errors import DataError
-from cid.train.data import load_dataset
+from cid.train.data import Preprocessing, Split, load_dataset
+from cid.train.data.dataset import RawData
 from tests.train import fakes
 from tests.train.data.reading import config
 
@@ -17,11 +18,23 @@ def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
         load_dataset(config("cifar10", tmp_path))
 
 
-def test_split_moves_to_a_device() -> None:
-    dataset = load_dataset(config("digits"))
+def test_a_further_test_is_checked_as_the_others() -> None:
+    split = Split(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.arange(3))
+    classes, preprocessing = ("a", "b", "c"), Preprocessing(255.0, (0.5,), (0.5,))
+    wrong = Split(split.images, split.labels + 1)
+    with pytest.raises(DataError, match="the unbiased part has the label 3, but there are 3 classes"):
+        RawData(split, split, classes, preprocessing, tests={"unbiased": wrong})
+    with pytest.raises(DataError, match="the unbiased part has no images"):
+        RawData(split, split, classes, preprocessing, tests={"unbiased": split.take(torch.arange(0))})
+
+
+def test_splits_move_to_a_device() -> None:
+    dataset = load_dataset(config("coloured-digits", rho=0.9))
     moved = dataset.to(torch.device("meta"))
-    for part in ("train", "validation", "test"):
-        there, here = getattr(moved, part), getattr(dataset, part)
+    assert moved.tests["unbiased"].groups is not None
+    assert moved.tests["unbiased"].groups.is_meta
+    for part in ("train", "validation", "test", "unbiased"):
+        there, here = ({**vars(data), **data.tests}[part] for data in (moved, dataset))
         assert there.images.is_meta
         assert there.labels.is_meta
         assert there.images.shape == here.images.shape

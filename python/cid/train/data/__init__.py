@@ -7,18 +7,22 @@ A new data set is a file here, whose reader makes `RawData` of the configuration
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cid._errors import ConfigError
 from cid.train.data.batches import Batch, Batches
 from cid.train.data.cifar import read_cifar10, read_cifar100
 from cid.train.data.dataset import Dataset, RawData
-from cid.train.data.digits import read_digits
+from cid.train.data.digits import read_coloured_digits, read_digits
 from cid.train.data.folder import read_folder
 from cid.train.data.images import Normalize, Preprocessing, Split
 from cid.train.data.mnist import read_mnist
+from cid.train.data.noise import with_wrong_labels
 from cid.train.data.seeds import mix_seed
 from cid.train.sections import DataConfig
 
@@ -36,10 +40,13 @@ __all__ = [
 
 READERS: dict[str, Callable[[DataConfig], RawData]] = {
     "digits": read_digits,
+    "coloured-digits": read_coloured_digits,
     "mnist": read_mnist,
     "cifar10": read_cifar10,
     "cifar100": read_cifar100,
 }
+# Those with a bias of known strength.
+BIASED = ("coloured-digits",)
 HELD_OUT = 0.1
 
 
@@ -47,7 +54,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     """Reads a data set and splits it.
 
     Raises:
-        ConfigError: no such data set, or limits that leave nothing.
+        ConfigError: no such data set, a bias where there is none to set, or limits that leave nothing.
         DataError: files are missing or damaged.
     """
     reader = READERS.get(config.name)
@@ -55,29 +62,72 @@ def load_dataset(config: DataConfig) -> Dataset:
         if not Path(config.name).is_dir():
             raise ConfigError(f"--data: got {config.name!r}, accepted: {', '.join(READERS)} or a folder of images")
         reader = read_folder
-    raw = reader(config)
+    if (config.rho is not None) != (config.name in BIASED):
+        accepted = "a number from 0 to 1" if config.name in BIASED else f"none, but for {', '.join(BIASED)}"
+        raise ConfigError(f"--rho: got {config.rho}, accepted: {accepted}")
+    raw, wrong = _with_noise(reader(config), config)
     generator = torch.Generator().manual_seed(mix_seed(config.split_seed))
     order = torch.randperm(len(raw.train), generator=generator)[: config.limit]
     held_out = _held_out(raw, config, len(order))
     test_order = torch.randperm(len(raw.test), generator=generator)[: config.limit_test]
     # Sorted: nothing depends on this order, and memory is read forwards.
-    train = raw.train.take(order[held_out:].sort().values)
-    validation = raw.train.take(order[:held_out].sort().values) if raw.validation is None else raw.validation
+    trained_on, chosen_by = order[held_out:].sort().values, order[:held_out].sort().values
+    train = raw.train.take(trained_on)
+    validation = raw.train.take(chosen_by) if raw.validation is None else raw.validation
     test = raw.test.take(test_order.sort().values)
+    scored = {"validation": raw.scored(validation, generator), "test": raw.scored(test, generator)}
+    tests = {}
+    for name, split in raw.tests.items():
+        chosen = torch.randperm(len(split), generator=generator)[: config.limit_test]
+        tests[name] = split.take(chosen.sort().values)
     names = {"train": "train", "validation": "train", "test": "test", **raw.names}
     splits = {"train": train, "validation": validation, "test": test}
+    summary: dict[str, Any] = {
+        **{split: {"images": len(part), "from": names[split]} for split, part in splits.items()},
+        "classes": list(raw.classes),
+        "unreadable": {"count": len(raw.unreadable), "images": dict(raw.unreadable)},
+    }
+    if tests:
+        summary["tests"] = {
+            name: {"images": len(split), "from": names.get(name, names["test"])} for name, split in tests.items()
+        }
+    if config.label_noise:
+        of_validation = wrong["train"][chosen_by] if raw.validation is None else wrong["validation"]
+        summary["wrong_labels"] = {
+            "train": int(wrong["train"][trained_on].sum()),
+            "validation": int(of_validation.sum()),
+        }
     return Dataset(
         train=train,
-        validation=raw.scored(validation, generator),
-        test=raw.scored(test, generator),
+        validation=scored["validation"],
+        test=scored["test"],
         classes=raw.classes,
         preprocessing=raw.preprocessing,
-        summary={
-            **{split: {"images": len(part), "from": names[split]} for split, part in splits.items()},
-            "classes": list(raw.classes),
-            "unreadable": {"count": len(raw.unreadable), "images": dict(raw.unreadable)},
-        },
+        summary=summary,
+        tests={name: raw.scored(split, generator) for name, split in tests.items()},
+        groups=raw.groups,
     )
+
+
+def _with_noise(raw: RawData, config: DataConfig) -> tuple[RawData, dict[str, Tensor]]:
+    """The data set with the label noise that is asked for, and which labels of each part are wrong by it.
+
+    What chooses the epoch is as wrong as what is trained on, as in life; what is tested on is right.
+    """
+    if not config.label_noise:
+        return raw, {}
+    wrong: dict[str, Tensor] = {}
+
+    def noisy(name: str, split: Split) -> Split:
+        # Of three parts, so that it comes from other numbers than a bias.
+        seed = (config.data_seed, len(wrong), 1)
+        found = with_wrong_labels(split, config.label_noise, len(raw.classes), seed)
+        wrong[name] = found.labels != split.labels
+        return found
+
+    train = noisy("train", raw.train)
+    validation = None if raw.validation is None else noisy("validation", raw.validation)
+    return replace(raw, train=train, validation=validation), wrong
 
 
 def _held_out(raw: RawData, config: DataConfig, count: int) -> int:

@@ -1,4 +1,4 @@
-"""A data set as it is published, and as a run uses it: in three splits."""
+"""A data set as it is published, and as a run uses it: in three splits and, sometimes, further tests."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class RawData:
         validation: to choose the epoch by.
         names: what the data set calls the parts, where that is not our name.
         unreadable: images that were left out, and why.
+        tests: further test parts, by name.
+        groups: what the groups of the splits that have them are called, by their number.
 
     Raises:
         DataError: a part has no images, or a label that no class has.
@@ -44,9 +46,11 @@ class RawData:
     validation: Split | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    tests: Mapping[str, Split] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, split in (("training", self.train), ("test", self.test)):
+        for name, split in {"training": self.train, "test": self.test, **self.tests}.items():
             if not len(split):
                 raise DataError(f"the {name} part has no images")
             highest = int(split.labels.max())
@@ -65,7 +69,9 @@ class Dataset:
         classes: by label.
         preprocessing: of every image.
         summary: for the run's folder: how many images each split has, of which part of the data, the classes, and the
-            images that could not be read.
+            images that could not be read; where there are, further tests and labels that were drawn at random.
+        tests: further splits to score, once each, by name.
+        groups: what the groups of the splits that have them are called, by their number.
     """
 
     train: Split
@@ -74,6 +80,13 @@ class Dataset:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     summary: dict[str, Any]
+    tests: Mapping[str, Split] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+
+    @property
+    def every_test(self) -> dict[str, Split]:
+        """All splits to score, by name: "test" and the further ones."""
+        return {"test": self.test, **self.tests}
 
     @property
     def channels(self) -> int:
@@ -89,5 +102,9 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         """The data set on a device."""
         return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+            tests={name: split.to(device) for name, split in self.tests.items()},
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,10 +15,15 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, channels, height, width), uint8, and labels (N,), int64."""
+    """Images (N, channels, height, width), uint8, and labels (N,), int64.
+
+    `groups`, (N,) int64, says which group (a context, say) each image is of, where that is known. Reports show it; no
+    method is given it.
+    """
 
     images: Tensor
     labels: Tensor
+    groups: Tensor | None = None
 
     @classmethod
     def from_numpy(cls, images: Bytes, labels: NDArray[np.integer]) -> Split:
@@ -29,11 +35,15 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The split on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return self._each(lambda values: values.to(device))
 
     def take(self, index: Tensor) -> Split:
         """The samples at `index`."""
-        return Split(self.images[index], self.labels[index])
+        return self._each(lambda values: values[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Split:
+        groups = None if self.groups is None else change(self.groups)
+        return replace(self, images=change(self.images), labels=change(self.labels), groups=groups)
 
 
 @dataclass(frozen=True)
