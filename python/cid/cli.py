@@ -218,7 +218,9 @@ def _cache(options: argparse.Namespace) -> int:
 
 def _register_eval(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "eval", help="score saved students", description="Scores a run's saved students on its test data."
+        "eval",
+        help="score saved students",
+        description="Scores a run's saved students on its test data, and on its further tests.",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--method", choices=tuple(registry()), help="only students of this method")
@@ -228,7 +230,7 @@ def _register_eval(subparsers: Subparsers) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from cid.train.folder import RunFolder
+    from cid.train.folder import RunFolder, in_words
     from cid.train.scoring import score_students
 
     score_students(
@@ -236,7 +238,7 @@ def _eval(options: argparse.Namespace) -> int:
         method=options.method,
         seed=options.seed,
         data_dir=options.data_dir,
-        report_score=lambda name, accuracy: print(f"{name}: accuracy {accuracy:.2%}"),
+        report_score=lambda name, scores: print(f"{name}: {in_words(scores)}"),
     )
     return 0
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cid.train.data import Batches, Preprocessing, Split
-from cid.train.scoring import accuracy, all_logits, evaluate, right
+from cid.train.config import Config
+from cid.train.data import Batches, Dataset, Preprocessing, Split
+from cid.train.scoring import accuracy, accuracy_by_group, all_logits, evaluate, right, score_tests
 from tests import draws
 
 CLASSES, SAMPLES = 3, 25
@@ -43,6 +44,7 @@ def test_scores_are_means_over_the_samples(split: Split) -> None:
     for score, logits in zip(scores, all_logits([first, last], batches(split)), strict=True):
         assert score.accuracy == pytest.approx(accuracy(logits, split.labels))
         assert score.accuracy == int(right(logits, split.labels).sum()) / SAMPLES
+        assert torch.equal(score.right, right(logits, split.labels))
         assert score.loss == pytest.approx(float(nn.functional.cross_entropy(logits.double(), split.labels)), rel=1e-5)
 
 
@@ -59,3 +61,24 @@ def test_nothing_is_kept_for_a_backward(split: Split) -> None:
     layer = nn.Linear(CLASSES, CLASSES)
     (logits,) = all_logits([lambda x: layer(first(x))], batches(split))
     assert not logits.requires_grad
+
+
+def test_accuracy_by_group_leaves_out_groups_without_samples() -> None:
+    found = accuracy_by_group(torch.tensor([True, False, True]), torch.tensor([0, 0, 2]), ("red", "green", "blue"))
+    assert found == {"red": 0.5, "blue": 1.0}
+
+
+def test_every_test_is_scored_by_name_and_group(split: Split) -> None:
+    halves = torch.arange(SAMPLES) % 2
+    unbiased = Split(split.images.flip(0), split.labels, halves)
+    preprocessing = Preprocessing(255.0, (0.0,), (1.0,))
+    data = Dataset(split, split, split, ("a", "b", "c"), preprocessing, {}, {"unbiased": unbiased}, ("even", "odd"))
+    for scores, predict in zip(score_tests([first, last], Config(), data), (first, last), strict=True):
+        (test,) = evaluate([predict], batches(split))
+        hits = right(predict(unbiased.images.float()), unbiased.labels).double()
+        assert scores.test_accuracy == test.accuracy
+        assert scores.test_loss == pytest.approx(test.loss, rel=1e-5)
+        assert scores.tests == {"unbiased": pytest.approx(float(hits.mean()))}
+        assert scores.groups == {
+            "unbiased": {name: pytest.approx(float(hits[halves == k].mean())) for k, name in enumerate(data.groups)}
+        }

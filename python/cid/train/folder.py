@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,44 @@ def network_name(method: str, seed: int) -> str:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """How good a network is on the test data, and on further tests.
+
+    Attributes:
+        test_accuracy: 0..1.
+        test_loss: mean cross-entropy.
+        tests: accuracy on each further test, by its name.
+        groups: accuracy in each group, of each test (further ones, or "test") whose samples have groups.
+    """
+
+    test_accuracy: float
+    test_loss: float
+    tests: dict[str, float]
+    groups: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
 class WithoutHead:
     """What a network of method cid yields without its interventional head: by the student's own logits s.
 
     Attributes:
         parameters: trainable values of the student.
-        test_accuracy: 0..1, from the same pass over the test data.
+        test_accuracy: 0..1, from the same pass over the test data; this and what follows as in `Scores`.
         test_loss: mean cross-entropy.
+        tests: accuracy on each further test.
+        groups: accuracy in each group.
     """
 
     parameters: int
     test_accuracy: float
     test_loss: float
+    tests: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One network, trained and scored once on the test data.
+    """One network, trained and scored once on the test data and on each further test.
 
     Attributes:
         name: its folder in the run.
@@ -51,9 +73,11 @@ class Result:
         seconds: training time; 0 for a teacher that was loaded.
         best_epoch: whose weights were kept, from 0; None for a teacher that was loaded.
         validation_accuracy: of that epoch, 0..1.
-        test_accuracy: 0..1.
+        test_accuracy: 0..1; this and what follows as in `Scores`.
         test_loss: mean cross-entropy.
         without_head: the same of the same network without its head, if it has one.
+        tests: accuracy on each further test.
+        groups: accuracy in each group.
     """
 
     name: str
@@ -66,6 +90,8 @@ class Result:
     test_accuracy: float
     test_loss: float
     without_head: WithoutHead | None = None
+    tests: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -84,6 +110,19 @@ class Result:
             return cls(**{**content, "without_head": own and WithoutHead(**own)})
         except (AttributeError, TypeError) as error:
             raise CheckpointError(f"{path}: is no result: {error}") from error
+
+
+def worst_groups(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The accuracy in the worst group of each test, of that in all groups."""
+    return {test: min(each.values()) for test, each in groups.items()}
+
+
+def in_words(scores: Scores | Result) -> str:
+    """The accuracy on every test, and in the worst groups, as text."""
+    parts = [f"accuracy {scores.test_accuracy:.2%} (test)"]
+    parts += [f"{accuracy:.2%} ({test})" for test, accuracy in scores.tests.items()]
+    parts += [f"{accuracy:.2%} (worst group of {test})" for test, accuracy in worst_groups(scores.groups).items()]
+    return ", ".join(parts)
 
 
 class RunFolder:

@@ -1,4 +1,4 @@
-"""How good networks are on a split of the data: their answers, accuracy and loss."""
+"""How good networks are on the tests of the data: their answers, accuracy and loss."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cid.train.config import Config
-from cid.train.data import Batches, Dataset, load_dataset
-from cid.train.folder import RunFolder
+from cid.train.data import Batches, Dataset, Split, load_dataset
+from cid.train.folder import RunFolder, Scores
 from cid.train.networks import read_network_for
 
 Predictor = Callable[[Tensor], Tensor]  # from a network's input to logits; the caller sets the network's mode
@@ -18,10 +18,11 @@ Predictor = Callable[[Tensor], Tensor]  # from a network's input to logits; the 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy (0..1) and mean cross-entropy over a split."""
+    """Accuracy (0..1), mean cross-entropy over a split, and which samples are decided rightly, (N,) bool."""
 
     accuracy: float
     loss: float
+    right: Tensor
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -40,23 +41,21 @@ def evaluate(predictors: Sequence[Predictor], batches: Batches) -> list[Score]:
 
     Each sample counts as often as its weight says, where the batches have weights.
     """
-    hits: list[Tensor | int] = [0] * len(predictors)
-    losses: list[Tensor | float] = [0.0] * len(predictors)
-    samples = 0
+    rights: list[list[Tensor]] = [[] for _ in predictors]
+    losses: list[list[Tensor]] = [[] for _ in predictors]
     for each, labels in _batchwise(predictors, batches):
-        weight = None if batches.weights is None else batches.weights[samples : samples + len(labels)]
         for i, logits in enumerate(logits.float() for logits in each):
-            hit = right(logits, labels)
-            if weight is None:
-                hits[i] = hits[i] + hit.sum()
-                losses[i] = losses[i] + nn.functional.cross_entropy(logits, labels, reduction="sum")
-            else:
-                loss = nn.functional.cross_entropy(logits, labels, reduction="none")
-                hits[i] = hits[i] + (weight * hit).sum()
-                losses[i] = losses[i] + (weight * loss).sum()
-        samples += len(labels)
-    total = samples if batches.weights is None else float(batches.weights.sum())
-    return [Score(float(hit) / total, float(loss) / total) for hit, loss in zip(hits, losses, strict=True)]
+            rights[i].append(right(logits, labels))
+            losses[i].append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+
+    weights = None if batches.weights is None else batches.weights.cpu().double()
+
+    def mean(values: Tensor) -> float:
+        values = values.cpu().double()  # which not every device has
+        return float(values.mean() if weights is None else (weights * values).sum() / weights.sum())
+
+    hits = map(torch.cat, rights)
+    return [Score(mean(hit), mean(torch.cat(loss)), hit) for hit, loss in zip(hits, losses, strict=True)]
 
 
 @torch.no_grad()
@@ -74,7 +73,43 @@ def _batchwise(predictors: Sequence[Predictor], batches: Batches) -> Iterator[tu
 
 def test_batches(config: Config, data: Dataset) -> Batches:
     """The test data, in the batches in which a run scores it."""
-    return Batches(data.test, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
+    return _batches(data.test, config, data)
+
+
+def _batches(split: Split, config: Config, data: Dataset) -> Batches:
+    return Batches(split, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
+
+
+def score_tests(predictors: Sequence[Predictor], config: Config, data: Dataset) -> list[Scores]:
+    """Scores several predictors on every test of the data, each in one pass."""
+    found = {name: evaluate(predictors, _batches(split, config, data)) for name, split in data.every_test.items()}
+    return [_scores({name: each[i] for name, each in found.items()}, data) for i in range(len(predictors))]
+
+
+def _scores(found: dict[str, Score], data: Dataset) -> Scores:
+    """One predictor's, of its score on each test."""
+    return Scores(
+        test_accuracy=found["test"].accuracy,
+        test_loss=found["test"].loss,
+        tests={name: found[name].accuracy for name in data.tests},
+        groups={
+            name: accuracy_by_group(found[name].right, split.groups, data.groups)
+            for name, split in data.every_test.items()
+            if split.groups is not None
+        },
+    )
+
+
+def accuracy_by_group(right: Tensor, groups: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The part of each group's samples that is decided rightly; a group without samples has none.
+
+    Args:
+        right: (N,) bool, which samples are.
+        groups: (N,) int64, the group of each.
+        names: of the groups.
+    """
+    members = {name: right[groups == number] for number, name in enumerate(names)}
+    return {name: float(own.double().mean()) for name, own in members.items() if len(own)}
 
 
 def score_students(
@@ -83,16 +118,16 @@ def score_students(
     method: str | None,
     seed: int | None,
     data_dir: str | None,
-    report_score: Callable[[str, float], None],
+    report_score: Callable[[str, Scores], None],
 ) -> None:
-    """Scores saved students of a run on its test data.
+    """Scores saved students of a run on its test data, and on its further tests.
 
     Args:
         folder: of the run.
         method: only this method's.
         seed: only this seed's.
         data_dir: where the data set is now, if it was moved.
-        report_score: takes the name and the accuracy of each.
+        report_score: takes the name and the scores of each.
 
     Raises:
         CheckpointError: no such student is there.
@@ -102,8 +137,7 @@ def score_students(
     names = folder.students(method, seed)
     config = folder.config(data_dir)
     data = load_dataset(config.data)
-    batches = test_batches(config, data)
     for name in names:
         network = read_network_for(folder.weights(name), data)
-        (score,) = evaluate([network], batches)
-        report_score(name, score.accuracy)
+        (scores,) = score_tests([network], config, data)
+        report_score(name, scores)

@@ -63,3 +63,50 @@ def test_networks_that_can_do_without_their_heads_have_two_rows() -> None:
     text = table.table(results)
     assert "no head: the same networks by the student's own logits" in text
     assert "no head" not in table.table(results[:1])
+
+
+def biased(method: str, seed: int, accuracy: float) -> Result:
+    groups = {"unbiased": {"red": accuracy, "blue": accuracy - 0.4}}
+    return replace(result(method, seed, accuracy), tests={"unbiased": accuracy - 0.2}, groups=groups)
+
+
+def test_further_tests_and_worst_groups_have_columns_and_differences() -> None:
+    results = [
+        biased(method, seed, 0.8 + rise * seed) for method, rise in (("kd", 0.0), ("cid", 0.01)) for seed in (0, 1, 2)
+    ]
+    text = table.table([biased("teacher", 0, 0.9), *results])
+    head, _, teacher, *_ = text.splitlines()
+    assert head.split("  ")[0] == "method"
+    assert head.index("test accuracy") < head.index("unbiased accuracy") < head.index("unbiased worst group")
+    assert teacher.split()[:4] == ["teacher", "90.00", "70.00", "50.00"]
+    assert "61.00 +/- 2.48" in text
+    assert "41.00 +/- 2.48" in text
+    assert "cid - kd: +1.00 +/- 2.48: no difference seen" in text
+    assert "cid - kd, unbiased: +1.00 +/- 2.48: no difference seen" in text
+    assert [each["test"] for each in table.summary(results)["differences"]] == ["test", "unbiased"]
+    assert table.summary(results)["methods"][0]["worst_groups"]["unbiased"]["mean"] == pytest.approx(0.4)
+
+
+def test_networks_scored_before_there_were_further_tests_have_none() -> None:
+    lines = table.table([result("labels", 0, 0.5), biased("kd", 0, 0.6)]).splitlines()
+    assert lines[2].split()[:4] == ["labels", "50.00", "-", "-"]
+    assert not any("unbiased:" in line for line in lines)
+
+
+def test_groups_of_the_test_itself_have_a_column() -> None:
+    grouped = replace(result("kd", 0, 0.6), groups={"test": {"red": 0.6, "blue": 0.2}})
+    assert table.table([grouped]).splitlines()[2].split()[:3] == ["kd", "60.00", "20.00"]
+
+
+def test_the_networks_without_heads_are_scored_on_further_tests_too() -> None:
+    own = WithoutHead(700, 0.75, 1.5, {"unbiased": 0.4})
+    *_, row = table.rows([replace(biased("cid", 0, 0.8), without_head=own)])
+    assert (row.method, row.tests["unbiased"].mean, row.worst_groups) == ("cid, no head", 0.4, {})
+
+
+def test_the_line_about_the_data() -> None:
+    part = {"images": 1000, "from": "train"}
+    summary = {"train": part, "validation": part, "test": part, "unreadable": {"count": 0}}
+    assert table.data_line(summary).endswith("1,000 to test on (from train)")
+    further = {**summary, "tests": {"unbiased": part}, "wrong_labels": {"train": 3}}
+    assert table.data_line(further).endswith(", 1,000 to test on, unbiased (from train), 3 wrong labels drawn in train")

@@ -110,7 +110,7 @@ def test_eval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", str(run), "--method", "cid", "--seed", "1"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     result = json.loads((run / "cid-seed1/result.json").read_text())
-    assert line == f"cid-seed1: accuracy {result['test_accuracy']:.2%}"
+    assert line == f"cid-seed1: accuracy {result['test_accuracy']:.2%} (test)"
     assert cli.main(["eval", str(run), "--seed", "9"]) == 1
     assert "has no saved student" in capsys.readouterr().err
 
@@ -261,3 +261,19 @@ def test_missing_data_makes_no_traceback(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["distill", "--data", "cifar10", "--data-dir", str(tmp_path), "--out", str(out)]) == 2
     assert "cs.toronto.edu" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_biased_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = [*TINY, "--data", "coloured-digits", "--label-noise", "0.1", "--seeds", "0", "--methods", "kd", "cid"]
+    assert cli.main(["distill", *arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "60 to test on, unbiased (from test)" in printed
+    assert "cid - kd, unbiased: " in printed
+    result = json.loads((out / "cid-seed0/result.json").read_text())
+    for scores in (result, result["without_head"]):
+        assert scores["tests"].keys() == scores["groups"].keys() == {"unbiased"}
+    assert cli.main(["eval", str(out), "--method", "cid"]) == 0
+    unbiased, worst = result["tests"]["unbiased"], min(result["groups"]["unbiased"].values())
+    assert f"{unbiased:.2%} (unbiased), {worst:.2%} (worst group of unbiased)\n" in capsys.readouterr().out
+    assert cli.main(["distill", "--resume", str(out)]) == 0

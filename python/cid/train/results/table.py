@@ -1,4 +1,4 @@
-"""The table of a run: each method's accuracy over the seeds, and the differences, seed by seed."""
+"""The table of a run: each method's accuracy over the seeds, and the differences, seed by seed; so on every test."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cid.train.folder import TEACHER, Result
+from cid.train.folder import TEACHER, Result, worst_groups
+
+TEST = "test"  # what the test data is called beside further tests
 
 
 def data_line(summary: Mapping[str, Any]) -> str:
     """What each split is for, as a line of text; see `cid.train.data.Dataset`."""
     jobs = {"train": "to train on", "validation": "to choose the epoch by", "test": "to test on"}
     parts = [f"{summary[split]['images']:,} {job} (from {summary[split]['from']})" for split, job in jobs.items()]
+    parts += [
+        f"{tested['images']:,} to test on, {name} (from {tested['from']})"
+        for name, tested in summary.get("tests", {}).items()
+    ]
+    parts += [f"{count:,} wrong labels drawn in {part}" for part, count in summary.get("wrong_labels", {}).items()]
     if left_out := summary["unreadable"]["count"]:
         parts.append(f"{left_out:,} unreadable and left out (see data.json)")
     return f"Images: {', '.join(parts)}"
@@ -46,7 +53,19 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+        method: of its networks.
+        networks: how many.
+        accuracy: on the test data.
+        lowest: accuracy.
+        highest: accuracy.
+        parameters: of each.
+        seconds: of each, in the mean.
+        tests: accuracy on each further test.
+        worst_groups: accuracy in each network's worst group, of each test whose samples have groups.
+    """
 
     method: str
     networks: int
@@ -55,16 +74,19 @@ class Row:
     highest: float
     parameters: int
     seconds: float
+    tests: dict[str, Estimate]
+    worst_groups: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better `method` is than `baseline`, by the seeds that both have."""
+    """How much better `method` is than `baseline` on a test, by the seeds that both have."""
 
     method: str
     baseline: str
     seeds: int
     accuracy: Estimate
+    test: str = TEST
 
 
 def with_variants(results: Iterable[Result]) -> list[Result]:
@@ -96,21 +118,37 @@ def _row(method: str, group: list[Result]) -> Row:
         highest=max(accuracies),
         parameters=group[0].parameters,
         seconds=statistics.fmean(result.seconds for result in group),
+        tests=_estimates(result.tests for result in group),
+        worst_groups=_estimates(worst_groups(result.groups) for result in group),
     )
 
 
+def _estimates(found: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
+    """A summary of the numbers of each name."""
+    values: dict[str, list[float]] = {}
+    for each in found:
+        for name, value in each.items():
+            values.setdefault(name, []).append(value)
+    return {name: estimate(numbers) for name, numbers in values.items()}
+
+
 def differences(results: Iterable[Result]) -> list[Difference]:
-    """Each row's method against each earlier one, seed by seed: what both share (weights, batches) cancels."""
+    """Each row's method against each earlier one, seed by seed: what both share (weights, batches) cancels.
+
+    First those on the test data, then those on each further test.
+    """
     results = with_variants(results)
     methods = [method for method in dict.fromkeys(result.method for result in results) if method != TEACHER]
-    by_key = {(result.method, result.seed): result.test_accuracy for result in results}
+    accuracies = {(result.method, result.seed): {TEST: result.test_accuracy, **result.tests} for result in results}
     pairs = [(later, earlier) for i, later in enumerate(methods) for earlier in methods[:i]]
     found: list[Difference] = []
-    for method, baseline in pairs:
-        seeds = [seed for name, seed in by_key if name == method and (baseline, seed) in by_key]
-        values = [by_key[method, seed] - by_key[baseline, seed] for seed in seeds]
-        if values:
-            found.append(Difference(method, baseline, len(values), estimate(values)))
+    for test in dict.fromkeys(name for each in accuracies.values() for name in each):
+        by_key = {key: each[test] for key, each in accuracies.items() if test in each}
+        for method, baseline in pairs:
+            seeds = [seed for name, seed in by_key if name == method and (baseline, seed) in by_key]
+            values = [by_key[method, seed] - by_key[baseline, seed] for seed in seeds]
+            if values:
+                found.append(Difference(method, baseline, len(values), estimate(values), test))
     return found
 
 
@@ -119,7 +157,13 @@ HEAD = ("method", "test accuracy", "spread (sd)", "lowest..highest", "networks",
 
 def table(results: Sequence[Result]) -> str:
     """The results as text."""
-    lines = [HEAD, *(cells(row) for row in rows(results))]
+    found = rows(results)
+    further = [further_cells(row) for row in found]
+    names = list(dict.fromkeys(name for each in further for name in each))
+    lines = [[*HEAD[:2], *names, *HEAD[2:]]]
+    for row, each in zip(found, further, strict=True):
+        method, accuracy, *rest = cells(row)
+        lines.append([method, accuracy, *(each.get(name, "-") for name in names), *rest])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
@@ -145,13 +189,27 @@ def _percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}"
 
 
+def _with_interval(accuracy: Estimate) -> str:
+    interval = "" if accuracy.half_width is None else f" +/- {_percent(accuracy.half_width)}"
+    return _percent(accuracy.mean) + interval
+
+
+def further_cells(row: Row) -> dict[str, str]:
+    """A row's texts on further tests and groups, by what the table's head calls them; they follow the accuracy."""
+    names = {TEST: "worst group", **{test: f"{test} worst group" for test in row.tests}}
+    return {
+        **{f"{test} accuracy": _with_interval(accuracy) for test, accuracy in row.tests.items()},
+        **{names[test]: _with_interval(accuracy) for test, accuracy in row.worst_groups.items()},
+    }
+
+
 def cells(row: Row) -> list[str]:
     """A row's texts, as `HEAD` names them."""
     accuracy = row.accuracy
     several = accuracy.deviation is not None and accuracy.half_width is not None
     return [
         row.method,
-        _percent(accuracy.mean) + (f" +/- {_percent(accuracy.half_width or 0.0)}" if several else ""),
+        _with_interval(accuracy),
         _percent(accuracy.deviation or 0.0) if several else "-",
         f"{_percent(row.lowest)}..{_percent(row.highest)}" if several else "-",
         str(row.networks),
@@ -163,7 +221,8 @@ def cells(row: Row) -> list[str]:
 def sentence(difference: Difference) -> str:
     """A difference in words."""
     accuracy = difference.accuracy
-    text = f"{difference.method} - {difference.baseline}: {_percent(accuracy.mean, '+')}"
+    where = "" if difference.test == TEST else f", {difference.test}"
+    text = f"{difference.method} - {difference.baseline}{where}: {_percent(accuracy.mean, '+')}"
     if accuracy.half_width is None:
         return text + " (one seed: no interval)"
     text += f" +/- {_percent(accuracy.half_width)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from cid.cache import TeacherCache
 from cid.train.config import Config
 from cid.train.data import Batches, Split, mix_seed
 from cid.train.files import write_json
-from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, network_name
+from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, in_words, network_name
 from cid.train.methods import Ingredients, SampleWeights, Training, Weighting
 from cid.train.methods.labels import Labels
 from cid.train.models import build_model, count_parameters
@@ -29,7 +29,7 @@ from cid.train.run.progress import Observer
 from cid.train.run.signals import StopRequest
 from cid.train.run.teacher_cache import make_cache
 from cid.train.run.weights import weigh_samples
-from cid.train.scoring import evaluate, test_batches
+from cid.train.scoring import evaluate, score_tests
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
 
 
 def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> None:
-    """Saves a network, scores it on the test data, the only time, and marks it as done.
+    """Saves a network, scores it on the test data and further tests, the only time, and marks it as done.
 
     Raises:
         InterruptedRunError: a signal came.
@@ -222,7 +222,7 @@ def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | 
 def summary(network: Network, result: Result) -> str:
     """A result in a line of text."""
     return (
-        f"{network.model}, {result.parameters:,} parameters, accuracy {result.test_accuracy:.2%} (test), "
+        f"{network.model}, {result.parameters:,} parameters, {in_words(result)}, "
         f"{result.validation_accuracy:.2%} (validation), {result.seconds:.1f} s"
     )
 
@@ -230,7 +230,7 @@ def summary(network: Network, result: Result) -> str:
 def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> Result:
     """The result of a network that predicts as `predictor` does; `trained` is None where it was given."""
     own = without_head(predictor)
-    test, *own_test = evaluate([predictor] if own is None else [predictor, own], test_batches(run.config, run.data))
+    scores, *own_scores = score_tests([predictor] if own is None else [predictor, own], run.config, run.data)
     if trained is None:
         (validation,) = evaluate([predictor], run.batches(run.data.validation, 0))
     return Result(
@@ -241,11 +241,8 @@ def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | N
         seconds=trained.seconds if trained else 0.0,
         best_epoch=trained.best_epoch if trained else None,
         validation_accuracy=trained.validation if trained else validation.accuracy,
-        test_accuracy=test.accuracy,
-        test_loss=test.loss,
-        without_head=None
-        if own is None
-        else WithoutHead(count_parameters(own), own_test[0].accuracy, own_test[0].loss),
+        without_head=None if own is None else WithoutHead(count_parameters(own), **asdict(own_scores[0])),
+        **asdict(scores),
     )
 
 
