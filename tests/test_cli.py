@@ -33,7 +33,7 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
         ("--methods fitnet", "--methods: got fitnet, accepted: one or more, each once, of: labels or kd or cid"),
         (
             "--data nowhere",
-            "--data: got 'nowhere', accepted: digits, coloured-digits, mnist, cifar10, cifar100 or a folder of images",
+            "--data: got 'nowhere', accepted: digits, coloured-digits, mnist, colored-mnist, cifar10",
         ),
         ("--teacher vgg", "--teacher or --student: got 'vgg', accepted: cnn-W"),
         ("--device tpu", "--device: got 'tpu', accepted: auto, cpu, cuda, cuda:N or mps"),

@@ -12,7 +12,10 @@ class DataConfig:
     """Which images, how many, and how a batch is augmented."""
 
     name: str = setting(
-        "digits", "digits, coloured-digits, mnist, cifar10, cifar100, or the path of an image folder", flag="--data"
+        "digits",
+        "digits, coloured-digits, mnist, colored-mnist, cifar10, corrupted-cifar10, cifar100, or the path of an image "
+        "folder",
+        flag="--data",
     )
     dir: str | None = setting(None, "folder that holds the published files of the data set", flag="--data-dir")
     resize: int | None = setting(None, "image folders: side of the square to resize to", rule=at_least(1))
@@ -30,7 +33,8 @@ class DataConfig:
     split_seed: int = setting(0, "seed of the split and of the limited selection", rule=at_least(0))
     rho: float | None = setting(
         None,
-        "coloured-digits: how often the ground's colour names the class in training, where else it is drawn from all",
+        "colored-mnist, corrupted-cifar10: part of the images whose colour or corruption goes with their class; "
+        "coloured-digits: how often the ground's colour does, where else it is drawn from all",
         rule=between(0, 1),
     )
     label_noise: float = setting(

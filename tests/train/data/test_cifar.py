@@ -1,9 +1,13 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from cid.train.data import load_dataset
+from cid.train.data.bias import to_bytes
+from cid.train.data.corruptions import CORRUPTIONS, contrast
 from tests.train import fakes
 from tests.train.data.reading import (
     Damage,
@@ -57,3 +61,21 @@ def test_half_a_binary_version_hides_no_python_version(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Path, write: Write, file: str, damage: Damage, message: str) -> None:
     check_damage(tmp_path, "cifar10", write, file, damage, message)
+
+
+def test_corrupted_cifar10_has_the_corruption_of_the_class(tmp_path: Path) -> None:
+    fakes.cifar10_binary(tmp_path)
+    plain = load_dataset(config("cifar10", tmp_path))
+    dataset = load_dataset(config("corrupted-cifar10", tmp_path, rho=1.0))
+    assert dataset.groups == tuple(CORRUPTIONS)
+    assert dataset.train.groups is not None
+    assert torch.equal(dataset.train.groups, dataset.train.labels)
+    assert torch.equal(dataset.train.labels, plain.train.labels)
+    assert (dataset.train.images != plain.train.images).flatten(1).any(1).all()
+    # The fourth goes with contrast, which draws nothing.
+    chosen = plain.train.labels == 4
+    expected = contrast(plain.train.images[chosen].div(255).numpy(), np.random.default_rng())
+    assert torch.equal(dataset.train.images[chosen], torch.from_numpy(to_bytes(expected)))
+    assert torch.equal(dataset.tests["unbiased"].labels, plain.test.labels)
+    again = load_dataset(config("corrupted-cifar10", tmp_path, rho=1.0))
+    assert torch.equal(again.train.images, dataset.train.images)

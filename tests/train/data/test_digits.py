@@ -1,7 +1,8 @@
 import torch
 
 from cid.train.data import load_dataset
-from cid.train.data.digits import GROUNDS, SCORED_PLACES
+from cid.train.data.bias import COLOURS
+from cid.train.data.digits import SCORED_PLACES
 from tests.train.data.reading import config
 
 
@@ -30,7 +31,7 @@ def test_coloured_digits_have_grounds_that_name_the_class() -> None:
     assert dataset.train.images.shape[1:] == (3, 8, 8)
     assert len(dataset.train) == len(plain.train)
     assert torch.equal(dataset.train.labels, plain.train.labels)
-    grounds = 0.6 * torch.tensor(list(GROUNDS.values()))
+    grounds = 0.6 * torch.tensor(list(COLOURS.values()))
     unbiased = dataset.tests["unbiased"]
     assert torch.equal(unbiased.labels, dataset.test.labels)
     for split, colours in ((dataset.test, dataset.test.labels), (unbiased, unbiased.groups)):
@@ -39,7 +40,7 @@ def test_coloured_digits_have_grounds_that_name_the_class() -> None:
         edges = split.images[..., [0, 7]].float().div(255).mean((2, 3))
         nearest = torch.cdist(edges, grounds).argmin(1)
         assert int((nearest == colours).sum()) > 0.9 * len(split)
-    assert dataset.groups == tuple(GROUNDS)
+    assert dataset.groups == tuple(COLOURS)
 
 
 def test_coloured_digits_are_normalised() -> None:

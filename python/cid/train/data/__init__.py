@@ -16,12 +16,12 @@ from torch import Tensor
 
 from cid._errors import ConfigError
 from cid.train.data.batches import Batch, Batches
-from cid.train.data.cifar import read_cifar10, read_cifar100
+from cid.train.data.cifar import read_cifar10, read_cifar100, read_corrupted_cifar10
 from cid.train.data.dataset import Dataset, RawData
 from cid.train.data.digits import read_coloured_digits, read_digits
 from cid.train.data.folder import read_folder
 from cid.train.data.images import Normalize, Preprocessing, Split
-from cid.train.data.mnist import read_mnist
+from cid.train.data.mnist import read_colored_mnist, read_mnist
 from cid.train.data.noise import with_wrong_labels
 from cid.train.data.seeds import mix_seed
 from cid.train.sections import DataConfig
@@ -42,11 +42,13 @@ READERS: dict[str, Callable[[DataConfig], RawData]] = {
     "digits": read_digits,
     "coloured-digits": read_coloured_digits,
     "mnist": read_mnist,
+    "colored-mnist": read_colored_mnist,
     "cifar10": read_cifar10,
+    "corrupted-cifar10": read_corrupted_cifar10,
     "cifar100": read_cifar100,
 }
 # Those with a bias of known strength.
-BIASED = ("coloured-digits",)
+BIASED = ("coloured-digits", "colored-mnist", "corrupted-cifar10")
 HELD_OUT = 0.1
 
 

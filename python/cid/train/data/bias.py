@@ -17,6 +17,19 @@ from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Split
 
 Indices = NDArray[np.int64]
+# One for each of ten classes.
+COLOURS = {
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "magenta": (1.0, 0.0, 1.0),
+    "cyan": (0.0, 1.0, 1.0),
+    "orange": (1.0, 0.5, 0.0),
+    "violet": (0.5, 0.0, 1.0),
+    "teal": (0.0, 0.5, 0.5),
+    "grey": (0.6, 0.6, 0.6),
+}
 # Images (N, channels, H, W), the context of each (N,) and a source of random numbers, to images with these contexts.
 Render = Callable[[Bytes, Indices, np.random.Generator], Bytes]
 

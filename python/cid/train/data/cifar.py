@@ -1,12 +1,18 @@
-"""CIFAR-10 and CIFAR-100, each in its binary or its python version."""
+"""CIFAR-10 and CIFAR-100, each in its binary or its python version.
+
+CIFAR-10 also with corruptions that go with the class.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cid._errors import DataError
+from cid.train.data.bias import with_context
+from cid.train.data.corruptions import CORRUPTIONS, corrupted
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
 from cid.train.data.published import Published, read_bytes
@@ -30,6 +36,7 @@ CIFAR100 = Published(
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_PREPROCESSING = Preprocessing(255.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_PREPROCESSING = Preprocessing(255.0, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+CORRUPTED_PREPROCESSING = Preprocessing(255.0, (0.530, 0.520, 0.486), (0.245, 0.243, 0.267))
 PIXELS = 3 * 32 * 32
 
 
@@ -37,6 +44,20 @@ def read_cifar10(config: DataConfig) -> RawData:
     """CIFAR-10, the binary version if it is there, else the python version."""
     *train, test = CIFAR10.find(config)
     return RawData(_read(train, 1, "labels"), _read([test], 1, "labels"), CIFAR10_CLASSES, CIFAR10_PREPROCESSING)
+
+
+def read_corrupted_cifar10(config: DataConfig) -> RawData:
+    """CIFAR-10 with a corruption of each image: `--rho` of the images have the one that goes with their class.
+
+    The others have one of the nine other corruptions, each as likely. So in the training part and in the test; in the
+    test `unbiased` each of the ten is as likely. The corruptions are ours: see `cid.train.data.corruptions`.
+
+    Source:
+        After Nam et al., "Learning from Failure: Training Debiased Classifier from Biased Classifier", NeurIPS 2020.
+    """
+    assert config.rho is not None
+    raw = with_context(read_cifar10(config), corrupted, tuple(CORRUPTIONS), aligned=config.rho, seed=config.data_seed)
+    return replace(raw, preprocessing=CORRUPTED_PREPROCESSING)
 
 
 def read_cifar100(config: DataConfig) -> RawData:

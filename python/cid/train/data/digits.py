@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cid.train.data.augmentation import shift_and_flip
-from cid.train.data.bias import Indices, to_bytes, with_context
+from cid.train.data.bias import COLOURS, Indices, to_bytes, with_context
 from cid.train.data.dataset import RawData
 from cid.train.data.images import Bytes, Preprocessing, Split
 from cid.train.data.seeds import mix_seed
@@ -20,19 +20,6 @@ MARGIN = 2
 SCORED_PLACES = 4
 SCALE = 16.0  # the digits' highest value
 
-# The colours of the grounds, by the class that they name.
-GROUNDS = {
-    "red": (1.0, 0.0, 0.0),
-    "green": (0.0, 1.0, 0.0),
-    "blue": (0.0, 0.0, 1.0),
-    "yellow": (1.0, 1.0, 0.0),
-    "magenta": (1.0, 0.0, 1.0),
-    "cyan": (0.0, 1.0, 1.0),
-    "orange": (1.0, 0.5, 0.0),
-    "violet": (0.5, 0.0, 1.0),
-    "teal": (0.0, 0.5, 0.5),
-    "grey": (0.6, 0.6, 0.6),
-}
 DIMMED = 0.6  # so that white shows on every ground
 NOISE = 0.05  # standard deviation
 COLOURED = Preprocessing(255.0, (0.52, 0.504, 0.52), (0.33, 0.327, 0.33))
@@ -63,7 +50,7 @@ def read_coloured_digits(config: DataConfig) -> RawData:
     assert config.rho is not None
     raw = _read()
     aligned = config.rho + (1 - config.rho) / len(raw.classes)
-    raw = with_context(raw, _on_grounds, tuple(GROUNDS), aligned=aligned, seed=config.data_seed)
+    raw = with_context(raw, _on_grounds, tuple(COLOURS), aligned=aligned, seed=config.data_seed)
     return replace(raw, preprocessing=COLOURED)
 
 
@@ -90,7 +77,7 @@ def _on_canvas(split: Split) -> Split:
 def _on_grounds(images: Bytes, colours: Indices, rng: np.random.Generator) -> Bytes:
     """The digits in white, each on its ground, in three channels of bytes."""
     ink = images / SCALE
-    ground = DIMMED * np.array(list(GROUNDS.values()))[colours, :, None, None]
+    ground = DIMMED * np.array(list(COLOURS.values()))[colours, :, None, None]
     noise = rng.normal(scale=NOISE, size=(len(images), 3, *images.shape[2:]))
     return to_bytes(ink + (1 - ink) * ground + noise)
 
