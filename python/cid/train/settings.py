@@ -26,9 +26,10 @@ def at_least(low: float) -> Rule:
     return Rule(lambda value: math.isfinite(value) and value >= low, f"a number of at least {low}")
 
 
-def above(low: float) -> Rule:
-    """Finite numbers greater than `low`."""
-    return Rule(lambda value: math.isfinite(value) and value > low, f"a number above {low}")
+def above(low: float, *, up_to: float = math.inf) -> Rule:
+    """Finite numbers greater than `low`, up to `up_to`."""
+    words = f"a number above {low}" + (f", up to {up_to}" if up_to < math.inf else "")
+    return Rule(lambda value: math.isfinite(value) and low < value <= up_to, words)
 
 
 def within(low: float, high: float) -> Rule:

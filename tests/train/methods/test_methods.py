@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def network(width: int) -> nn.Module:
 def make(name: str) -> tuple[Training, nn.Module, Batch]:
     draws.seed(0)
     teacher = network(8)
-    given = Ingredients(network(4), teacher, SPEC, LABELS)
+    given = Ingredients(network(4), teacher, SPEC, LABELS, fresh_student=partial(network, 4))
     batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     return Training(resolve({"method.warmup_epochs": 0}).method.options(name), given), teacher, batch
 
@@ -69,7 +70,8 @@ def test_the_teacher_is_neither_trained_nor_saved(name: str) -> None:
 def test_without_a_teacher_its_outputs_must_come_with_the_batch(name: str) -> None:
     draws.seed(0)
     options = resolve({"method.warmup_epochs": 0}).method.options(name)
-    training = Training(options, Ingredients(network(4), None, SPEC, LABELS, teacher_dim=8))
+    given = Ingredients(network(4), None, SPEC, LABELS, teacher_dim=8, fresh_student=partial(network, 4))
+    training = Training(options, given)
     batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     outputs = torch.randn(SAMPLES, 8), torch.randn(SAMPLES, CLASSES)
     assert torch.isfinite(training(batch._replace(teacher=outputs)).loss)

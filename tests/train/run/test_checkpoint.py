@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ OPTIONS = {"method.beta": 2.0, "method.gamma": 1.0, "method.warmup_epochs": 1, "
 
 def make_training(name: str) -> Training:
     draws.seed(0)
-    return Training(resolve(OPTIONS).method.options(name), Ingredients(network(6), network(9), *SHOWN))
+    given = Ingredients(network(6), network(9), *SHOWN, fresh_student=partial(network, 6))
+    return Training(resolve(OPTIONS).method.options(name), given)
 
 
 def make_trainer(

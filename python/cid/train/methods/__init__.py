@@ -3,7 +3,8 @@
 A file declares one class, a `Method` with the decorator `register`: its name, its options as fields, the terms of its
 loss, and what it does with a batch. That is all there is to a new method: its options become flags and keys of the
 section `[method]`, its name one of `--methods`, its terms a chart of `cid report`. Files whose names begin with `_` are
-what methods share. Importing any of them imports no PyTorch, for the command line reads the options of all.
+what methods share or train beside the student. Importing a method imports no PyTorch, for the command line reads the
+options of all.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -34,6 +34,7 @@ class Ingredients:
         spec: what both read and yield.
         labels: of the training samples, (N,) int64, on the CPU; a batch's `indices` are places in it.
         teacher_dim: the size of the teacher's features, where its outputs are cached.
+        fresh_student: makes another student, with weights of its own from the global random state.
     """
 
     student: nn.Module
@@ -41,6 +42,7 @@ class Ingredients:
     spec: InputSpec
     labels: Tensor
     teacher_dim: int | None = None
+    fresh_student: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)

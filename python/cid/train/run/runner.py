@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,9 +103,14 @@ class Run:
     def ingredients(self, student: nn.Module, teacher: nn.Module | None, split: Split | None = None) -> Ingredients:
         """What a method makes its networks of, to be trained on a split: all training images if it is not given."""
         cache = self.inputs.cache
-        dim = None if cache is None else cache.layout.feature_dim
-        labels = (split or self.data.train).labels.cpu()
-        return Ingredients(student, teacher, self.spec, labels, teacher_dim=dim)
+        return Ingredients(
+            student,
+            teacher,
+            self.spec,
+            (split or self.data.train).labels.cpu(),
+            teacher_dim=None if cache is None else cache.layout.feature_dim,
+            fresh_student=partial(build_model, self.config.models.student, self.spec),
+        )
 
     def describe(self, model: str) -> Description:
         """How to rebuild a network of this run."""
