@@ -71,7 +71,7 @@ def kd(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Bound]:
     """Ours, the truth, and how far they may be apart."""
     mean = reduction == "mean"
-    ours = run(kernels.kd, s, q, y, temperature, divergence, beta, IGNORE, mean, each=reduction == "none")
+    ours = run(kernels.kd, s, q, y, None, temperature, divergence, beta, IGNORE, mean, each=reduction == "none")
     options = KDOptions(temperature, divergence, beta, IGNORE, reduction)
     return ours, truth(s, lambda s: reference.kd_loss(s, q.double(), y, options)), bounds.kd(s, q, y, options)
 

@@ -39,7 +39,7 @@ def test_before(rows: int, classes: int, students: int, teachers: int, dtype: to
     inputs = torch.full((rows, 2 * students), 7.0, dtype=dtype, device=DEVICE)
     numerator, denominator = torch.ones(classes, students, device=DEVICE), torch.ones(classes, device=DEVICE)
     cid_before(
-        *(x.to(DEVICE) for x in given), T, IGNORE,
+        *(x.to(DEVICE) for x in given), None, T, IGNORE,
         terms, kd_grad, class_grad, inputs, belief, numerator, denominator,
     )  # fmt: skip
 
@@ -79,7 +79,9 @@ def test_after_with_shares(rows: int, classes: int, students: int, teachers: int
     terms, loss = torch.tensor([7.0, 2.0, 7.0, 3.0], device=DEVICE), torch.full((), 7.0, device=DEVICE)
     sample_grad, ce_grad = (torch.full_like(x, 7.0, device=DEVICE) for x in (a, z))
     adapted, teacher, logits_, target = (x.to(DEVICE) for x in (a, t, z, y))
-    kernels.cid_after(adapted, teacher, logits_, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad)
+    kernels.cid_after(
+        adapted, teacher, logits_, target, None, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad
+    )
 
     z, a = z.double().requires_grad_(), a.double()
     sample, ce = reference.sample_loss(a, t.double(), "mean"), reference.cross_entropy(z, y, IGNORE)
@@ -106,7 +108,9 @@ def test_after(rows: int, classes: int, students: int, teachers: int, dtype: tor
     loss = torch.full((), 7.0, device=DEVICE)
     sample_grad, ce_grad = (torch.full_like(x, 7.0, device=DEVICE) for x in (given[0], given[2]))
     adapted, teacher, logits_, target = (x.to(DEVICE) for x in (*given, y))
-    kernels.cid_after(adapted, teacher, logits_, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad)
+    kernels.cid_after(
+        adapted, teacher, logits_, target, None, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad
+    )
 
     a.requires_grad_()
     z.requires_grad_()
@@ -126,7 +130,7 @@ def test_after(rows: int, classes: int, students: int, teachers: int, dtype: tor
     close(ce_grad, z.grad, ce_bound.grad)
 
     # In the warm-up there is no ce, and in an evaluation no gradient.
-    kernels.cid_after(adapted, teacher, None, target, IGNORE, 0.5, 10.0, 2.0, terms, loss, None, None)
+    kernels.cid_after(adapted, teacher, None, target, None, IGNORE, 0.5, 10.0, 2.0, terms, loss, None, None)
     assert terms[0] == 0
     close(terms[2], sample, sample_bound.value)
     close(loss, total - 0.5 * ce, 10 * sample_bound.value + rest)
@@ -137,7 +141,7 @@ def test_only_what_is_asked_for() -> None:
     each = []
     for outputs in ([None] * 6, [torch.empty_like(x) for x in (given[1], given[0])] + [None] * 4):
         terms = torch.zeros(4, device=DEVICE)
-        cid_before(*given, T, IGNORE, terms, *outputs)
+        cid_before(*given, None, T, IGNORE, terms, *outputs)
         each.append(terms)
     assert torch.equal(*each)
 
@@ -148,8 +152,8 @@ def test_no_rows() -> None:
     terms, loss = torch.full((4,), 7.0, device=DEVICE), torch.full((), 7.0, device=DEVICE)
     numerator, denominator = torch.ones(3, 4, device=DEVICE), torch.ones(3, device=DEVICE)
     outputs = torch.empty_like(s), torch.empty_like(f), f.new_empty(0, 8), torch.empty_like(s)
-    cid_before(*given, T, IGNORE, terms, *outputs, numerator, denominator)
-    kernels.cid_after(t, t, s, y, IGNORE, 1.0, 1.0, 1.0, terms, loss, torch.empty_like(t), torch.empty_like(s))
+    cid_before(*given, None, T, IGNORE, terms, *outputs, numerator, denominator)
+    kernels.cid_after(t, t, s, y, None, IGNORE, 1.0, 1.0, 1.0, terms, loss, torch.empty_like(t), torch.empty_like(s))
     assert (terms == 0).all()
     assert loss == 0
     assert (numerator == 1).all()

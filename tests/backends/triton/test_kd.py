@@ -68,7 +68,7 @@ def test_kd_leaves_out_rows(divergence: str, beta: float, reduction: str) -> Non
     both_close((loss, grad), expected, bound)
     y[2], y[y == IGNORE] = 2**40, -1
     other, other_grad = run(
-        kernels.kd, s, q, y, 4.0, divergence, beta, IGNORE, reduction == "mean", each=reduction == "none"
+        kernels.kd, s, q, y, None, 4.0, divergence, beta, IGNORE, reduction == "mean", each=reduction == "none"
     )
     assert torch.equal(other, loss)
     assert torch.equal(other_grad, grad)
@@ -102,7 +102,7 @@ def test_kd_of_two_types(
 ) -> None:
     """As it is where the teacher's logits are converted before."""
     s, q = logits(*shape, torch.float32).to(student), logits(*shape, dtype)
-    results = [run(kernels.kd, s, x, None, 4.0, divergence, beta, IGNORE, True) for x in (q, q.float())]
+    results = [run(kernels.kd, s, x, None, None, 4.0, divergence, beta, IGNORE, True) for x in (q, q.float())]
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 

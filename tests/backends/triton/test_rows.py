@@ -19,9 +19,9 @@ def test_without_a_gradient() -> None:
     """The loss is the same."""
     s, q, y = (x.to(DEVICE) for x in (logits(5, 10, torch.float32), logits(5, 10, torch.float32), labels(5, 10)))
     calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
-        (kernels.cross_entropy, (y, IGNORE)),
-        *((kernels.kd, (q, y, 4.0, name, beta, IGNORE, True)) for name, beta in DIVERGENCES),
-        (kernels.sample, (q, True)),
+        (kernels.cross_entropy, (y, None, IGNORE)),
+        *((kernels.kd, (q, y, None, 4.0, name, beta, IGNORE, True)) for name, beta in DIVERGENCES),
+        (kernels.sample, (q, None, True)),
     ]
     for kernel, arguments in calls:
         loss = torch.empty((), device=DEVICE)
@@ -32,8 +32,8 @@ def test_without_a_gradient() -> None:
 def test_no_rows_that_count() -> None:
     z, y = logits(3, 4, torch.float32), torch.full((3,), IGNORE)
     for loss, grad in (
-        run(kernels.cross_entropy, z, y, IGNORE),
-        *(run(kernels.kd, z, z, y, 4.0, name, beta, IGNORE, True) for name, beta in DIVERGENCES),
+        run(kernels.cross_entropy, z, y, None, IGNORE),
+        *(run(kernels.kd, z, z, y, None, 4.0, name, beta, IGNORE, True) for name, beta in DIVERGENCES),
     ):
         assert loss == 0
         assert (grad == 0).all()
@@ -42,20 +42,20 @@ def test_no_rows_that_count() -> None:
 def test_no_rows() -> None:
     x, y = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
     for loss, _ in (
-        run(kernels.cross_entropy, x, y, IGNORE),
-        run(kernels.kd, x, x, y, 4.0, "forward", 0.5, IGNORE, True),
-        run(kernels.kd, x, x, None, 4.0, "js", 0.5, IGNORE, False),
-        run(kernels.sample, x, x, False),
+        run(kernels.cross_entropy, x, y, None, IGNORE),
+        run(kernels.kd, x, x, y, None, 4.0, "forward", 0.5, IGNORE, True),
+        run(kernels.kd, x, x, None, None, 4.0, "js", 0.5, IGNORE, False),
+        run(kernels.sample, x, x, None, False),
     ):
         assert loss == 0
-    assert run(kernels.sample, x, x, False, each=True)[0].shape == (0,)
-    assert run(kernels.sample, torch.empty(2, 0), torch.empty(2, 0), True)[0] == 0
+    assert run(kernels.sample, x, x, None, False, each=True)[0].shape == (0,)
+    assert run(kernels.sample, torch.empty(2, 0), torch.empty(2, 0), None, True)[0] == 0
     x = x.to(DEVICE)
     kernels.softmax(x, 1.0, x.clone())
     kernels.softmax_backward(x, x, 1.0, x.clone())
     kernels.context_weights(x, y.to(DEVICE), 1.0, IGNORE, torch.empty(0, device=DEVICE))
     kernels.soft_context_weights(x, x, 1.0, x.clone())
-    assert run(kernels.soft_cross_entropy, x, x)[0] == 0
+    assert run(kernels.soft_cross_entropy, x, x, None)[0] == 0
 
 
 def test_long_rows() -> None:
@@ -63,5 +63,5 @@ def test_long_rows() -> None:
     s, q, y = logits(1, 20_001, torch.float32), logits(1, 20_001, torch.float32), torch.tensor([20_000])
     for divergence in ("forward", "reverse", "js"):
         both_close(*kd(s, q, divergence=divergence))
-    both_close(run(kernels.cross_entropy, s, y, IGNORE), ce_truth(s, y), bounds.cross_entropy(s, y, IGNORE))
-    both_close(run(kernels.sample, s, q, True), sample_truth(s, q, "mean"), bounds.sample(s, q, "mean"))
+    both_close(run(kernels.cross_entropy, s, y, None, IGNORE), ce_truth(s, y), bounds.cross_entropy(s, y, IGNORE))
+    both_close(run(kernels.sample, s, q, None, True), sample_truth(s, q, "mean"), bounds.sample(s, q, "mean"))

@@ -17,7 +17,7 @@ from tests.backends.triton.rows import INF, NAN, both_close, by_pieces, cases, r
 def test_sample(shape: tuple[int, int], dtype: torch.dtype, reduction: str) -> None:
     s, t = features(*shape, dtype), features(*shape, dtype)
     t[0] = 0  # counts nothing
-    ours = run(kernels.sample, s, t, reduction == "mean", each=reduction == "none")
+    ours = run(kernels.sample, s, t, None, reduction == "mean", each=reduction == "none")
     both_close(ours, sample_truth(s, t, reduction), bounds.sample(s, t, reduction))
 
 
@@ -27,7 +27,7 @@ def test_sample(shape: tuple[int, int], dtype: torch.dtype, reduction: str) -> N
 def test_sample_of_extreme_features(dtype: torch.dtype, factor: float) -> None:
     s, t = (factor * features(3, 37, dtype) for _ in range(2))
     t[1, :20], t[2, 20:], s[2, 20:] = 0, 0, 0
-    both_close(run(kernels.sample, s, t, True), sample_truth(s, t, "mean"), bounds.sample(s, t, "mean"))
+    both_close(run(kernels.sample, s, t, None, True), sample_truth(s, t, "mean"), bounds.sample(s, t, "mean"))
 
 
 @by_pieces
@@ -35,7 +35,7 @@ def test_sample_of_odd_teachers() -> None:
     s, t = features(5, 37, torch.float32), torch.zeros(5, 37)
     t[1, -1], t[2, -1], t[3] = 1e-30, NAN, NAN
     t[4], s[4, 0] = 1, INF
-    loss, grad = run(kernels.sample, s, t, False, each=True)
+    loss, grad = run(kernels.sample, s, t, None, False, each=True)
     assert loss[0] == 0
     assert (grad[0] == 0).all()
     assert loss[1] == INF  # about 1e60

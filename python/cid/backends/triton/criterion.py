@@ -29,6 +29,7 @@ def cid_before(
     teacher_features: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
+    weight: Tensor | None,
     temperature: float,
     ignore_index: int,
     terms: Tensor,
@@ -42,15 +43,16 @@ def cid_before(
     """All of the criterion that comes before its products.
 
     kd and class into `terms` (ce, kd, sample, class), f into the left half of `inputs` (B, 2 Ds), `softmax(s/T)` into
-    `belief`; the batch's contexts are added to the sums.
+    `belief`; the batch's contexts are added to the sums. `weight` is of kd alone.
     """
     rows, columns = student_features.shape
     each = room_for_rows(student_logits)
-    weights = None if numerator is None else room_for_rows(teacher_logits)
+    context_weights = None if numerator is None else room_for_rows(teacher_logits)
     kd_rows(
         student_logits,
         teacher_logits,
-        None if weights is None else target,
+        None if context_weights is None else target,
+        weight,
         None,
         each,
         kd_grad,
@@ -58,15 +60,15 @@ def cid_before(
         1.0 / max(rows, 1),
         ignore_index,
         belief=belief,
-        weights=weights,
+        context_weights=context_weights,
     )
     add_up(each, terms[_KD.value])
     groups = group(target, ignore_index)
     class_(student_features, teacher_features, target, ignore_index, terms[_CLASS.value], class_grad, groups)
     if inputs is not None:
         inputs.narrow(1, 0, columns).copy_(student_features)
-    if weights is not None and numerator is not None and denominator is not None:
-        accumulate_context(student_features, weights, target, ignore_index, numerator, denominator, groups)
+    if context_weights is not None and numerator is not None and denominator is not None:
+        accumulate_context(student_features, context_weights, target, ignore_index, numerator, denominator, groups)
 
 
 @triton.jit(do_not_specialize=["ignore_index", "classes", "rows"])
@@ -74,6 +76,7 @@ def _sample_and_count(
     student_ptr,
     teacher_ptr,
     target_ptr,
+    weight_ptr,
     each_ptr,
     grad_ptr,
     count_ptr,
@@ -88,7 +91,7 @@ def _sample_and_count(
     if count_ptr is not None:
         if tl.program_id(0) == 0:
             count_into(count_ptr, target_ptr, ignore_index, rows, classes, 1024)
-    sample_rows(student_ptr, teacher_ptr, each_ptr, grad_ptr, scale, rows, COLUMNS, ROWS, BLOCK)
+    sample_rows(student_ptr, teacher_ptr, weight_ptr, each_ptr, grad_ptr, scale, rows, COLUMNS, ROWS, BLOCK)
 
 
 @triton.jit
@@ -119,6 +122,7 @@ def cid_after(
     teacher_features: Tensor,
     logits: Tensor | None,
     target: Tensor,
+    weight: Tensor | None,
     ignore_index: int,
     alpha: float,
     beta: float,
@@ -130,7 +134,7 @@ def cid_after(
 ) -> None:
     """All that comes after: sample and ce (0 without logits) into `terms`, and the total into `loss`.
 
-    The target of ce may be shares, as of `soft_cross_entropy`.
+    The target of ce may be shares, as of `soft_cross_entropy`. Of both each row is times its weight.
     """
     rows = len(adapted)
     each, ce_each, count, classes = room_for_rows(adapted), None, None, 0
@@ -145,6 +149,7 @@ def cid_after(
         adapted,
         teacher_features,
         target,
+        weight,
         each,
         sample_grad,
         count,
@@ -153,9 +158,9 @@ def cid_after(
         classes,
     )
     if logits is not None and ce_each is not None and count is not None:
-        cross_entropy_rows(logits, target, ignore_index, count, ce_each, ce_grad)
+        cross_entropy_rows(logits, target, weight, ignore_index, count, ce_each, ce_grad)
     elif logits is not None and ce_each is not None:
-        soft_cross_entropy_rows(logits, target, ce_each, ce_grad)
+        soft_cross_entropy_rows(logits, target, weight, ce_each, ce_grad)
     launch(
         _total,
         (1,),

@@ -16,6 +16,7 @@ from cid.backends.triton.rows import (
     rows_here,
     store,
     tile_at,
+    weighed,
 )
 from cid.backends.triton.softmax import softmax_of, statistics
 
@@ -24,6 +25,7 @@ from cid.backends.triton.softmax import softmax_of, statistics
 def _cross_entropy(
     logits_ptr,
     target_ptr,
+    weight_ptr,
     count_ptr,
     loss_ptr,
     grad_ptr,
@@ -38,29 +40,40 @@ def _cross_entropy(
     own = tl.load(logits_ptr + row * COLUMNS + label, mask=labelled, other=0.0).to(tl.float32)
     largest, others = statistics(logits_ptr, row, rows, 1.0, label, COLUMNS, ROWS, BLOCK)
     total = tl.exp(own - largest) + others
-    scale = mean_over(count_ptr)
+    scale, counts = weighed(mean_over(count_ptr), labelled, weight_ptr, row, rows)
     if grad_ptr is not None:
         for start in range(0, COLUMNS, BLOCK):
             at = tile_at(row, rows, start, COLUMNS, BLOCK)
             p = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, 1.0)
             # What the other classes have keeps what is left of a belief close to 1.
             beyond = tl.where(start + tl.arange(0, BLOCK) == label[:, None], -(others / total)[:, None], p)
-            store(grad_ptr, at, tl.where(labelled[:, None], beyond * scale, 0.0))
-    tl.store(loss_ptr + row, tl.where(labelled, scale * (largest - own + tl.log(total)), 0.0), mask=row < rows)
+            store(grad_ptr, at, tl.where(counts[:, None], beyond * scale[:, None], 0.0))
+    tl.store(loss_ptr + row, tl.where(counts, scale * (largest - own + tl.log(total)), 0.0), mask=row < rows)
 
 
 def cross_entropy_rows(
-    logits: Tensor, target: Tensor, ignore_index: int, count: Tensor, each: Tensor, grad: Tensor | None
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    count: Tensor,
+    each: Tensor,
+    grad: Tensor | None,
 ) -> None:
     """What each row adds to the mean over the `count` labelled ones, and its derivative."""
-    launch_rows(_cross_entropy, "cross-entropy", *logits.shape, logits, target, count, each, grad, ignore_index)
+    launch_rows(_cross_entropy, "cross-entropy", *logits.shape, logits, target, weight, count, each, grad, ignore_index)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tensor, grad: Tensor | None) -> None:
-    """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`."""
+def cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, loss: Tensor, grad: Tensor | None
+) -> None:
+    """The mean over the labelled rows of `-log softmax(z_i)[y_i]` into `loss` (shape ()), and its derivative in `z`.
+
+    Each row times its weight, and 0 where that is.
+    """
     each = each_row(loss, logits)
     count = count_labelled(target, logits.shape[1], ignore_index)
-    cross_entropy_rows(logits, target, ignore_index, count, each, grad)
+    cross_entropy_rows(logits, target, weight, ignore_index, count, each, grad)
     add_up(each, loss)
 
 
@@ -68,6 +81,7 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, loss: Tenso
 def _soft_cross_entropy(
     logits_ptr,
     shares_ptr,
+    weight_ptr,
     count_ptr,
     loss_ptr,
     grad_ptr,
@@ -90,24 +104,31 @@ def _soft_cross_entropy(
         products += tl.where(y == 0.0, 0.0, y * beyond)
     share, dot = tl.sum(shares, 1), tl.sum(products, 1)
     counts = share != 0.0
-    scale = mean_over(count_ptr)
+    scale, counts = weighed(mean_over(count_ptr), counts, weight_ptr, row, rows)
     if grad_ptr is not None:
         for start in range(0, COLUMNS, BLOCK):
             at = tile_at(row, rows, start, COLUMNS, BLOCK)
             p = softmax_of(load(logits_ptr, at, -float("inf")), largest, total, 1.0)
-            slope = (share[:, None] * p - load(shares_ptr, at, 0.0)) * scale
+            slope = (share[:, None] * p - load(shares_ptr, at, 0.0)) * scale[:, None]
             store(grad_ptr, at, tl.where(counts[:, None], slope, 0.0))
     tl.store(loss_ptr + row, tl.where(counts, scale * (share * tl.log(total) - dot), 0.0), mask=row < rows)
 
 
-def soft_cross_entropy_rows(logits: Tensor, target: Tensor, each: Tensor, grad: Tensor | None) -> None:
+def soft_cross_entropy_rows(
+    logits: Tensor, target: Tensor, weight: Tensor | None, each: Tensor, grad: Tensor | None
+) -> None:
     """What each row adds to the mean over those with a share, and its derivative."""
     count = (target != 0).any(1).sum(dtype=torch.int32)
-    launch_rows(_soft_cross_entropy, "soft-cross-entropy", *logits.shape, logits, target, count, each, grad)
+    launch_rows(_soft_cross_entropy, "soft-cross-entropy", *logits.shape, logits, target, weight, count, each, grad)
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor, loss: Tensor, grad: Tensor | None) -> None:
-    """The mean over rows with a share of `-sum_k y_ik log softmax(z_i)_k` into `loss`, and its derivative in `z`."""
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, loss: Tensor, grad: Tensor | None
+) -> None:
+    """The mean over rows with a share of `-sum_k y_ik log softmax(z_i)_k` into `loss`, and its derivative in `z`.
+
+    Each row times its weight, and 0 where that is.
+    """
     each = each_row(loss, logits)
-    soft_cross_entropy_rows(logits, target, each, grad)
+    soft_cross_entropy_rows(logits, target, weight, each, grad)
     add_up(each, loss)

@@ -15,6 +15,7 @@ from cid.backends.triton.rows import (
     rows_here,
     store,
     tile_at,
+    weighed,
 )
 from cid.backends.triton.softmax import belief_in, softmax_of, statistics
 
@@ -85,11 +86,12 @@ def _kd(
     student_ptr,
     teacher_ptr,
     target_ptr,
+    weight_ptr,
     count_ptr,
     loss_ptr,
     grad_ptr,
     belief_ptr,
-    weight_ptr,
+    context_weight_ptr,
     temperature,
     per_temperature,
     beta,
@@ -108,10 +110,11 @@ def _kd(
     counts = row < rows
     if target_ptr is not None:
         label, labelled = labels_of(target_ptr, row, rows, ignore_index, COLUMNS)
-        if weight_ptr is None:
+        if context_weight_ptr is None:
             counts = labelled
     if count_ptr is not None:
         scale = mean_over(count_ptr)
+    scale, counts = weighed(scale, counts, weight_ptr, row, rows)
     slope = temperature * scale
 
     value = tl.zeros((ROWS,), tl.float32)
@@ -122,7 +125,7 @@ def _kd(
         value += tl.sum(_kd_terms(p, q, d, beta, DIVERGENCE), 1)
         if DIVERGENCE == "forward":
             if grad_ptr is not None:
-                store(grad_ptr, at, tl.where(counts[:, None], (p - q) * slope, 0.0))
+                store(grad_ptr, at, tl.where(counts[:, None], (p - q) * slope[:, None], 0.0))
             if belief_ptr is not None:
                 store(belief_ptr, at, p)
         else:
@@ -133,18 +136,19 @@ def _kd(
             at = tile_at(row, rows, start, COLUMNS, BLOCK)
             p, q, d = _pair(student_ptr, teacher_ptr, at, s_max, s_sum, q_max, q_sum, per_temperature)
             beyond = _logs(p, q, d, beta, DIVERGENCE) - mean[:, None]
-            store(grad_ptr, at, tl.where(counts[:, None], tl.where(p == 0.0, 0.0, p * beyond) * slope, 0.0))
+            store(grad_ptr, at, tl.where(counts[:, None], tl.where(p == 0.0, 0.0, p * beyond) * slope[:, None], 0.0))
     # Last, as what was read before a write would have to be read again.
     tl.store(loss_ptr + row, tl.where(counts, value * temperature * slope, 0.0), mask=row < rows)
-    if weight_ptr is not None:
+    if context_weight_ptr is not None:
         own = belief_in(teacher_ptr, row, label, labelled, q_max, q_sum, per_temperature, COLUMNS)
-        tl.store(weight_ptr + row, own, mask=row < rows)
+        tl.store(context_weight_ptr + row, own, mask=row < rows)
 
 
 def kd_rows(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor | None,
+    weight: Tensor | None,
     count: Tensor | None,
     each: Tensor,
     grad: Tensor | None,
@@ -154,12 +158,12 @@ def kd_rows(
     divergence: str = "forward",
     beta: float = 0.5,
     belief: Tensor | None = None,
-    weights: Tensor | None = None,
+    context_weights: Tensor | None = None,
 ) -> None:
     """What each row adds to the mean over `count` of them, or times `scale` to the sum, and its derivative.
 
-    In passing, of the forward divergence: `P` into `belief`, and each row's context weight into `weights`. With these
-    all rows count, whatever their label.
+    In passing, of the forward divergence: `P` into `belief`, and what the context takes of each row into
+    `context_weights`. With these all rows count, whatever their label.
     """
     launch_rows(
         _kd,
@@ -168,11 +172,12 @@ def kd_rows(
         student_logits,
         teacher_logits,
         target,
+        weight,
         count,
         each,
         grad,
         belief,
-        weights,
+        context_weights,
         float(temperature),
         1.0 / temperature,
         beta,
@@ -186,6 +191,7 @@ def kd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor | None,
+    weight: Tensor | None,
     temperature: float,
     divergence: str,
     beta: float,
@@ -196,7 +202,7 @@ def kd(
 ) -> None:
     """`T^2` times a divergence ("forward", "reverse" or "js") of the rows' softmaxes, and its derivative in `s`.
 
-    0 where the label is `ignore_index`.
+    Both times the row's weight; 0 where that is 0 or the label `ignore_index`.
     """
     rows, classes = student_logits.shape
     each = each_row(loss, student_logits)
@@ -206,6 +212,7 @@ def kd(
         student_logits,
         teacher_logits,
         target,
+        weight,
         count,
         each,
         grad,

@@ -124,6 +124,20 @@ def mean_over(count_ptr):
     return 1.0 / tl.maximum(tl.load(count_ptr), 1).to(tl.float32)
 
 
+@triton.jit
+def weighed(scale, counts, weight_ptr, row, rows):
+    """What each row is multiplied by, `scale` times its weight if there are any, and which count: none of weight 0.
+
+    A weight that is negative, infinite or no number counts as 0.
+    """
+    if weight_ptr is None:
+        return tl.full(row.shape, scale, tl.float32), counts
+    else:
+        weight = tl.load(weight_ptr + row, mask=row < rows, other=0.0)
+        good = (weight > 0.0) & (weight < float("inf"))
+        return scale * weight, counts & good
+
+
 def each_row(loss: Tensor, like: Tensor) -> Tensor:
     """Where a kernel writes the rows' values: `loss` itself, or room for what is added up into it."""
     return loss if loss.ndim == 1 else room_for_rows(like)

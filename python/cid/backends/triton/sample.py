@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cid.backends.triton.rows import add_up, each_row, launch_rows, load, rows_here, store, tile_at
+from cid.backends.triton.rows import add_up, each_row, launch_rows, load, rows_here, store, tile_at, weighed
 
 
 @triton.jit
@@ -17,6 +17,7 @@ def _unit(largest):
 def sample_rows(
     student_ptr,
     teacher_ptr,
+    weight_ptr,
     loss_ptr,
     grad_ptr,
     scale,
@@ -45,7 +46,7 @@ def sample_rows(
         nonzero = tl.maximum(nonzero, tl.max((t != 0.0).to(tl.int32), 1))
     unit = _unit(largest)
     # A teacher's row of zeros leaves the ratio undefined; it neither costs nor teaches anything.
-    counts = nonzero != 0
+    scale, counts = weighed(scale, nonzero != 0, weight_ptr, row, rows)
     if grad_ptr is not None:
         slope = 2.0 * scale / norm
         for start in range(0, COLUMNS, BLOCK):
@@ -59,6 +60,7 @@ def sample_rows(
 def _sample(
     student_ptr,
     teacher_ptr,
+    weight_ptr,
     loss_ptr,
     grad_ptr,
     scale,
@@ -67,13 +69,23 @@ def _sample(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample_rows(student_ptr, teacher_ptr, loss_ptr, grad_ptr, scale, rows, COLUMNS, ROWS, BLOCK)
+    sample_rows(student_ptr, teacher_ptr, weight_ptr, loss_ptr, grad_ptr, scale, rows, COLUMNS, ROWS, BLOCK)
 
 
-def sample(student_features: Tensor, teacher_features: Tensor, mean: bool, loss: Tensor, grad: Tensor | None) -> None:
-    """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`."""
+def sample(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    weight: Tensor | None,
+    mean: bool,
+    loss: Tensor,
+    grad: Tensor | None,
+) -> None:
+    """`||s_i - t_i||^2 / ||t_i||^2` of each row, 0 where `t_i` is 0, and its derivative in `s`.
+
+    Both times the row's weight; 0 where that is.
+    """
     rows, columns = student_features.shape
     each = each_row(loss, student_features)
     scale = 1.0 / max(rows, 1) if mean else 1.0
-    launch_rows(_sample, "sample", rows, columns, student_features, teacher_features, each, grad, scale)
+    launch_rows(_sample, "sample", rows, columns, student_features, teacher_features, weight, each, grad, scale)
     add_up(each, loss)
