@@ -61,18 +61,18 @@ class _Case:
 
 
 def _kd(divergence: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
-    return lambda s, q, y, out: kernels.kd(s, q, None, 4.0, divergence, 0.5, -100, True, torch.zeros(()), out)
+    return lambda s, q, y, out: kernels.kd(s, q, None, None, 4.0, divergence, 0.5, -100, True, torch.zeros(()), out)
 
 
 CASES = (
     *(_Case(f"kd-{name}", 3, _kd(name)) for name in ("forward", "reverse", "js")),
-    _Case("cross-entropy", 2, lambda s, q, y, out: kernels.cross_entropy(s, y, -100, torch.zeros(()), out)),
-    _Case("soft-cross-entropy", 3, lambda s, q, y, out: kernels.soft_cross_entropy(s, q, torch.zeros(()), out)),
+    _Case("cross-entropy", 2, lambda s, q, y, out: kernels.cross_entropy(s, y, None, -100, torch.zeros(()), out)),
+    _Case("soft-cross-entropy", 3, lambda s, q, y, out: kernels.soft_cross_entropy(s, q, None, torch.zeros(()), out)),
     _Case("softmax", 2, lambda s, q, y, out: kernels.softmax(s, 4.0, out)),
     _Case("softmax-backward", 3, lambda s, q, y, out: kernels.softmax_backward(s, q, 4.0, out)),
     _Case("context-weights", 1, lambda s, q, y, out: kernels.context_weights(s, y, 4.0, -100, torch.zeros(len(s)))),
     _Case("soft-context-weights", 3, lambda s, q, y, out: kernels.soft_context_weights(s, q, 4.0, out)),
-    _Case("sample", 3, lambda s, q, y, out: kernels.sample(s, q, True, torch.zeros(()), out)),
+    _Case("sample", 3, lambda s, q, y, out: kernels.sample(s, q, None, True, torch.zeros(()), out)),
 )
 """The kernels that go row by row, which memory bounds; by their names in `cid.backends.triton.tiles.ROWS`."""
 

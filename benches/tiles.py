@@ -78,18 +78,18 @@ def _rows(size: Size, dtype: torch.dtype) -> Sequence[Tensor]:
 
 
 def _kd(divergence: str, s: Tensor, q: Tensor, y: Tensor, each: Tensor, out: Tensor) -> None:
-    kernels.kd(s, q, None, 4.0, divergence, 0.5, -100, False, each, out)
+    kernels.kd(s, q, None, None, 4.0, divergence, 0.5, -100, False, each, out)
 
 
 BY_ROWS: dict[str, tuple[int, Callable[..., None]]] = {
     **{f"kd-{divergence}": (3, partial(_kd, divergence)) for divergence in ("forward", "reverse", "js")},
-    "cross-entropy": (2, lambda s, q, y, each, out: kernels.cross_entropy(s, y, -100, each[0], out)),
-    "soft-cross-entropy": (3, lambda s, q, y, each, out: kernels.soft_cross_entropy(s, q, each[0], out)),
+    "cross-entropy": (2, lambda s, q, y, each, out: kernels.cross_entropy(s, y, None, -100, each[0], out)),
+    "soft-cross-entropy": (3, lambda s, q, y, each, out: kernels.soft_cross_entropy(s, q, None, each[0], out)),
     "softmax": (2, lambda s, q, y, each, out: kernels.softmax(s, 4.0, out)),
     "softmax-backward": (3, lambda s, q, y, each, out: kernels.softmax_backward(s, q, 4.0, out)),
     "context-weights": (1, lambda s, q, y, each, out: kernels.context_weights(s, y, 4.0, -100, each)),
     "soft-context-weights": (3, lambda s, q, y, each, out: kernels.soft_context_weights(s, q, 4.0, out)),
-    "sample": (3, lambda s, q, y, each, out: kernels.sample(s, q, False, each, out)),
+    "sample": (3, lambda s, q, y, each, out: kernels.sample(s, q, None, False, each, out)),
 }
 
 
