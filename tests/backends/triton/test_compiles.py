@@ -15,6 +15,7 @@ triton = pytest.importorskip("triton", reason="needs triton")
 ALL = """
 import torch
 from benches.resources import compile_only
+from cid.backends.kernels import signature
 from cid.backends.triton import kernels
 from tests.cases import KERNELS, kernel_arguments
 
@@ -22,21 +23,38 @@ compile_only()
 for student in (torch.bfloat16, torch.float32):  # beside a teacher in bfloat16
     arguments = kernel_arguments(64, 1000, 512, 2048, student, torch.bfloat16)
     for name in KERNELS:
-        getattr(kernels, name)(*arguments[name])
+        given = dict(zip(signature(name).parameters, arguments[name], strict=True))
+        for weights in ({"weight": None}, {"weight": torch.ones(64)}) if "weight" in given else ({},):
+            getattr(kernels, name)(**given | weights)
 kernels.column_sums(torch.zeros(600, 1000, dtype=torch.bfloat16), 1.0, torch.zeros(1000, dtype=torch.bfloat16))
 kernels.scale(torch.zeros(64, 512, dtype=torch.bfloat16), torch.ones(()))
 """
 ROWS = """
 import json, sys
 from dataclasses import asdict, replace
-from benches.resources import CASES, DTYPES, compile_only, compiled
-from cid.backends.triton import tiles
+import torch
+from benches.resources import CASES, DTYPES, SPARE, compile_only, compiled
+from cid.backends.kernels import signature
+from cid.backends.triton import kernels, tiles
 
-made, (columns, cluster) = compile_only(), map(int, sys.argv[1:])
+made, (columns, cluster, weights) = compile_only(), map(int, sys.argv[1:])
 for name, choice in tiles.ROWS.items():
     tiles.ROWS[name] = replace(choice, cluster=cluster)
+
+
+def with_weights(kernel, at):
+    return lambda *given: kernel(*given[:at], torch.ones(SPARE), *given[at + 1:])
+
+
+if weights:  # as the cases call the kernels, but for that
+    CASES = [case for case in CASES if case.name.startswith(("kd", "sample", "cross", "soft-cross"))]
+    for name in ("kd", "sample", "cross_entropy", "soft_cross_entropy"):
+        setattr(kernels, name, with_weights(getattr(kernels, name), list(signature(name).parameters).index("weight")))
 print(json.dumps([asdict(compiled(case, (64, columns), dtype, made)) for dtype in DTYPES for case in CASES]))
 """
+
+
+with_and_without_weights = pytest.mark.parametrize("weights", [False, True], ids=["unweighted", "weighted"])
 
 
 def run(program: str, cache: Path, *arguments: str) -> str:
@@ -47,10 +65,10 @@ def run(program: str, cache: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def compiled(cache: Path, columns: int, cluster: int = 1) -> dict[str, list[dict[str, Any]]]:
-    """What became of each kernel that goes row by row, in both types."""
+def compiled(cache: Path, columns: int, cluster: int = 1, weights: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """What became of each kernel that goes row by row, in both types; of those that take weights, with them."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in json.loads(run(ROWS, cache, str(columns), str(cluster))):
+    for row in json.loads(run(ROWS, cache, str(columns), str(cluster), str(int(weights)))):
         assert row["widest"] == row["narrowest"] == 128, row  # bits: as wide as there are accesses
         found.setdefault(row["kernel"], []).append(row)
     return found
@@ -60,9 +78,10 @@ def test_all_kernels_compile_for_hopper(tmp_path: Path) -> None:
     run(ALL, tmp_path)
 
 
-def test_rows_of_1000_are_read_once_and_kept_in_registers(tmp_path: Path) -> None:
+@with_and_without_weights
+def test_rows_of_1000_are_read_once_and_kept_in_registers(tmp_path: Path, weights: bool) -> None:
     """To the compiler each loop over a row reads it anew; where the row fits, it must find that it need not."""
-    for rows in compiled(tmp_path, 1000).values():
+    for rows in compiled(tmp_path, 1000, weights=weights).values():
         for row in rows:
             assert row["moved"] == row["least"], row
             assert row["spilled"] == 0, row
@@ -75,8 +94,9 @@ SHARES = {"soft-cross-entropy": 6, "soft-context-weights": 4}
 THRICE = {"kd-reverse": 7, "kd-js": 7}
 
 
-def test_rows_of_128256_are_read_once_a_loop(tmp_path: Path) -> None:
-    for name, rows in compiled(tmp_path, 128256).items():
+@with_and_without_weights
+def test_rows_of_128256_are_read_once_a_loop(tmp_path: Path, weights: bool) -> None:
+    for name, rows in compiled(tmp_path, 128256, weights=weights).items():
         for row in rows:
             assert row["moved"] == (ONCE | TWICE | SHARES | THRICE)[name], row
             assert row["spilled"] == 0, row

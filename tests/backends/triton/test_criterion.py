@@ -136,6 +136,56 @@ def test_after(rows: int, classes: int, students: int, teachers: int, dtype: tor
     close(loss, total - 0.5 * ce, 10 * sample_bound.value + rest)
 
 
+def test_before_with_weights() -> None:
+    """They are of kd alone, in which all rows count; the rest stays as it is."""
+    given = tuple(x.to(DEVICE) for x in draw(9, 5, 4, 7, torch.float32))
+    f, s, t, q, y = given
+    weight = torch.where(draws.uniform(9) < 1 / 3, 0.0, 2 * draws.uniform(9)).to(DEVICE)
+    found: list[tuple[Tensor, ...]] = []
+    for each in (weight, torch.ones_like(weight), None):
+        terms, inputs = torch.full((4,), 7.0, device=DEVICE), torch.full((9, 8), 7.0, device=DEVICE)
+        kd_grad, class_grad, belief = (torch.full_like(x, 7.0) for x in (s, f, s))
+        sums = torch.ones(5, 4, device=DEVICE), torch.ones(5, device=DEVICE)
+        cid_before(f, s, t, q, y, each, T, IGNORE, terms, kd_grad, class_grad, inputs, belief, *sums)
+        found.append((terms[1], kd_grad, terms[3], class_grad, belief, inputs, *sums))
+    loss, grad = torch.full((), 7.0, device=DEVICE), torch.full_like(s, 7.0)
+    kernels.kd(s, q, None, weight, T, "forward", 0.5, IGNORE, True, loss, grad)
+    weighed, ones, none = found
+    for ours, others in zip((*weighed, *ones), (loss, grad, *none[2:], *none), strict=True):
+        assert torch.equal(ours, others)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "shares"])
+def test_after_with_weights(soft: bool) -> None:
+    """Of sample and ce each row is times its weight, as in their own kernels."""
+    rows = 9
+    a, t, z = (features(rows, n, torch.float32).to(DEVICE) for n in (7, 7, 5))
+    y = (draws.uniform(rows, 5).softmax(1) if soft else labels(rows, 5)).to(DEVICE)
+    weight = torch.where(draws.uniform(rows) < 1 / 3, 0.0, 2 * draws.uniform(rows)).to(DEVICE)
+    found: list[tuple[Tensor, ...]] = []
+    for each in (weight, torch.ones_like(weight), None):
+        terms, loss = torch.tensor([7.0, 2.0, 7.0, 3.0], device=DEVICE), torch.full((), 7.0, device=DEVICE)
+        sample_grad, ce_grad = torch.full_like(a, 7.0), torch.full_like(z, 7.0)
+        kernels.cid_after(a, t, z, y, each, IGNORE, 0.5, 10.0, 2.0, terms, loss, sample_grad, ce_grad)
+        found.append((terms, loss, sample_grad, ce_grad))
+    for ones, none in zip(*found[1:], strict=True):
+        assert torch.equal(ones, none)
+
+    terms, loss, sample_grad, ce_grad = found[0]
+    (sample, a_grad), (ce, z_grad) = ((torch.full((), 7.0, device=DEVICE), torch.full_like(x, 7.0)) for x in (a, z))
+    kernels.sample(a, t, weight, True, sample, a_grad)
+    if soft:
+        kernels.soft_cross_entropy(z, y, weight, ce, z_grad)
+    else:
+        kernels.cross_entropy(z, y, weight, IGNORE, ce, z_grad)
+    assert torch.equal(sample_grad, a_grad)
+    assert torch.equal(ce_grad, z_grad)
+    # The same rows, added up in another order: both sums are of what is positive.
+    close(terms, torch.stack([ce, sample.new_tensor(2.0), sample, sample.new_tensor(3.0)]), bounds.growth(rows) * terms)
+    total = 0.5 * (ce.double() + 2.0) + 10.0 * sample.double() + 2.0 * 3.0
+    close(loss, total, (bounds.growth(rows) + bounds.growth(4)) * total)
+
+
 def test_only_what_is_asked_for() -> None:
     given = tuple(x.to(DEVICE) for x in draw(5, 3, 4, 2, torch.float32))
     each = []
