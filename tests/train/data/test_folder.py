@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,48 @@ def test_two_folders_of_validation_images_are_refused(tmp_path: Path) -> None:
     fakes.image_folder(tmp_path, {"train": 3, "val": 1, "valid": 1})
     with pytest.raises(DataError, match="has the folders val and valid, expected one of them"):
         load_dataset(DataConfig(name=str(tmp_path)))
+
+
+def test_folders_of_groups_are_the_test_data(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path, {"train": 3, "val": 1, "test-on water": 2, "test-on land": 1})
+    shutil.rmtree(tmp_path / "test-on water/dog")  # a group need not have every class
+    dataset = load_dataset(DataConfig(name=str(tmp_path)))
+    assert values(dataset.validation) == [10, 110]
+    assert dataset.groups == ("on land", "on water")
+    assert values(dataset.test) == [30, 130, 20, 21]
+    assert dataset.test.labels.tolist() == [0, 1, 0, 0]
+    assert dataset.test.groups is not None
+    assert dataset.test.groups.tolist() == [0, 0, 1, 1]
+    assert dataset.tests == {}
+    assert dataset.train.groups is None
+    assert dataset.summary["test"] == {"images": 4, "from": "test-on land, test-on water"}
+    limited = load_dataset(DataConfig(name=str(tmp_path), limit_test=3)).test
+    assert limited.groups is not None
+    for value, group in zip(values(limited), limited.groups.tolist(), strict=True):
+        assert (value in (20, 21)) == group
+
+
+def test_beside_a_test_the_groups_are_a_further_one(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path, {"train": 5, "test": 1, "test-a": 1, "test-b": 2})
+    dataset = load_dataset(DataConfig(name=str(tmp_path), validation=0.2))
+    assert values(dataset.test) == [10, 110]
+    assert dataset.test.groups is None
+    further = dataset.tests["groups"]
+    assert values(further) == [20, 120, 30, 31, 130, 131]
+    assert further.groups is not None
+    assert further.groups.tolist() == [0, 0, 1, 1, 1, 1]
+    assert dataset.summary["tests"] == {"groups": {"images": 6, "from": "test-a, test-b"}}
+
+
+def test_a_folder_of_a_group_is_checked_as_the_others(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path, {"train": 3, "test-a": 1})
+    (tmp_path / "test-a/bird").mkdir()
+    with pytest.raises(DataError, match="test-a has classes that train has not: bird"):
+        load_dataset(config(str(tmp_path)))
+    shutil.rmtree(tmp_path / "test-a")
+    (tmp_path / "test-a").mkdir()
+    with pytest.raises(DataError, match="test-a has no images in the folders cat, dog"):
+        load_dataset(config(str(tmp_path)))
 
 
 def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:

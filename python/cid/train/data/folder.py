@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cid.train.sections import DataConfig
 # What torchvision's ImageFolder reads.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_FOLDERS = ("val", "valid", "validation")
+GROUP_PREFIX = "test-"  # of the folder of a group's test images
 # ImageNet's mean and deviation, as usual for photographs.
 PREPROCESSING = Preprocessing(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -26,15 +27,20 @@ def read_folder(config: DataConfig) -> RawData:
 
     The classes are the folders of `train`, in order of name. With `test/`, `val/` chooses the epoch; without, it is the
     test data, and a part of `train/` chooses: no image does both.
+
+    `test-GROUP/CLASS/` holds test images of one group (of a context, say), of which accuracy is told by itself. Without
+    `test/` these are the test data; beside it they are a further test, `groups`.
     """
     base = Path(config.name)
-    parts = _parts(base)
+    groups = [name for name in _folders(base) if name.startswith(GROUP_PREFIX)]
+    parts = _parts(base, groups)
     classes = tuple(_folders(base / "train"))
     if len(classes) < 2:
         raise DataError(f"--data: {base / 'train'} has {len(classes)} folders, expected one for each class, 2 or more")
     reader = _FolderReader(base, config.resize)
     found = {}
-    for part, name in parts.items():
+    folders = {**parts, **dict(zip(groups, groups, strict=True))}
+    for part, name in folders.items():
         there = set(_folders(base / name))
         if unknown := there - set(classes):
             raise DataError(f"--data: {base / name} has classes that train has not: {', '.join(sorted(unknown))}")
@@ -43,10 +49,13 @@ def read_folder(config: DataConfig) -> RawData:
         raise reader.error()
     if empty := [label for label, images in found["train"].items() if not images]:
         raise DataError(f"--data: {base / 'train'} has no images ({' '.join(IMAGE_SUFFIXES)}) of {', '.join(empty)}")
-    for part, name in parts.items():
+    for part, name in folders.items():
         if not any(found[part].values()):
             raise DataError(f"--data: {base / name} has no images in the folders {', '.join(classes)}")
     splits = {part: _labelled(images) for part, images in found.items()}
+    if groups:
+        part = "groups" if "test" in splits else "test"
+        splits[part], parts[part] = _grouped([splits[name] for name in groups]), ", ".join(groups)
     return RawData(
         train=splits["train"],
         test=splits["test"],
@@ -55,23 +64,26 @@ def read_folder(config: DataConfig) -> RawData:
         validation=splits.get("validation"),
         names=parts,
         unreadable=reader.unreadable,
+        tests={"groups": splits["groups"]} if "groups" in splits else {},
+        groups=tuple(name.removeprefix(GROUP_PREFIX) for name in groups),
     )
 
 
-def _parts(base: Path) -> dict[str, str]:
-    """The folder of each part of the data that has one."""
+def _parts(base: Path, groups: Sequence[str]) -> dict[str, str]:
+    """The folder of each part of the data that has one; the test data has none where only folders of groups are it."""
     own = [name for name in VALIDATION_FOLDERS if (base / name).is_dir()]
     has_test = (base / "test").is_dir()
-    for name, there in (("train", (base / "train").is_dir()), ("test", has_test or own)):
+    for name, there in (("train", (base / "train").is_dir()), ("test", has_test or own or groups)):
         if not there:
             raise DataError(
                 f"--data: {base} has no folder {name!r}, expected train/CLASS/, and test/CLASS/ or val/CLASS/"
             )
     if len(own) > 1:
         raise DataError(f"--data: {base} has the folders {' and '.join(own)}, expected one of them")
-    if not has_test:
+    if not has_test and not groups:
         return {"train": "train", "test": own[0]}
-    return {"train": "train", "test": "test", **({"validation": own[0]} if own else {})}
+    test = {"test": "test"} if has_test else {}
+    return {"train": "train", **test, **({"validation": own[0]} if own else {})}
 
 
 def _folders(path: Path) -> list[str]:
@@ -87,6 +99,16 @@ def _labelled(images: Mapping[str, list[Bytes]]) -> Split:
     stacked = np.stack([image for each in images.values() for image in each])
     labels = torch.arange(len(images)).repeat_interleave(torch.tensor([len(each) for each in images.values()]))
     return Split(torch.from_numpy(stacked), labels)
+
+
+def _grouped(splits: Sequence[Split]) -> Split:
+    """The images of several splits, each a group."""
+    counts = torch.tensor([len(split) for split in splits])
+    return Split(
+        torch.cat([split.images for split in splits]),
+        torch.cat([split.labels for split in splits]),
+        torch.arange(len(splits)).repeat_interleave(counts),
+    )
 
 
 class _FolderReader:
