@@ -191,7 +191,13 @@ def test_nan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("data", "write"), [("cifar10", fakes.cifar10_binary), ("mnist", lambda base: fakes.mnist(base, gzipped=True))]
+    ("data", "write"),
+    [
+        ("cifar10", fakes.cifar10_binary),
+        ("corrupted-cifar10", fakes.cifar10_binary),
+        ("mnist", lambda base: fakes.mnist(base, gzipped=True)),
+        ("colored-mnist", lambda base: fakes.mnist(base, gzipped=True)),
+    ],
 )
 def test_other_data(tmp_path: Path, data: str, write: object) -> None:
     write(tmp_path)  # type: ignore[operator]
