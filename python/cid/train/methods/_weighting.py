@@ -94,6 +94,10 @@ class Weighting:
 
     name: ClassVar[str]
 
+    def models(self) -> tuple[str, ...]:
+        """The networks, by name, that `compute` trains beside the teacher's and the student's: tried before a run."""
+        return ()
+
     def compute(self, lab: Lab) -> SampleWeights:
         """The weights: from the same data and options always the same, also after an interruption."""
         raise NotImplementedError

@@ -83,7 +83,9 @@ class Inputs:
         """
         fabric = make_fabric(config)
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
-        for name in (config.models.teacher, config.models.student):
+        weightings = [config.method.options(method).weighting() for method in config.method.methods]
+        others = [name for weighting in weightings if weighting is not None for name in weighting.models()]
+        for name in dict.fromkeys((config.models.teacher, config.models.student, *others)):
             build_model(name, inputs.spec)
         if config.models.teacher_cache is None:
             return inputs
