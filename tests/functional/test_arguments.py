@@ -72,6 +72,7 @@ def test_each_tensor_is_checked(name: str, argument: str, backend: str, change: 
 # device about the backend.
 EITHER = [
     ("kd_loss", "student_logits", "rows"),
+    ("sample_loss", "student_features", "rows"),
     ("class_loss", "student_features", "rows"),
     ("accumulate_context", "features", "rank"),
     ("context_weights", "teacher_logits", "device"),
