@@ -68,6 +68,26 @@ def test_the_teachers_outputs_may_be_given() -> None:
     assert torch.equal(alone.student()(x), distiller.student()(x))
 
 
+def test_each_sample_may_have_a_weight() -> None:
+    distiller = make()
+    x, y = data()
+    assert distiller.teacher_model is not None
+    teacher = cid.teacher_outputs(distiller.teacher_model, x, num_classes=C)
+    plain, weight = distiller(x, y, teacher), torch.arange(B) / 4
+    assert torch.equal(distiller(x, y, weight=torch.ones(B)).loss, plain.loss)
+    out = distiller(x, y, teacher, weight)
+    assert torch.equal(out.loss, distiller(x, y, weight=weight).loss)
+    assert torch.equal(out.class_, plain.class_)
+    for ours, theirs in zip((out.ce, out.kd, out.sample), (plain.ce, plain.kd, plain.sample), strict=True):
+        assert not torch.equal(ours, theirs)
+    gathered = distiller.criterion.bank.numerator.clone()
+    with pytest.raises(ValueError, match=r"^weight: got -0.25 at index 1, accepted: finite numbers >= 0"):
+        distiller(x, y, weight=-weight)
+    with pytest.raises(ValueError, match=r"^weight: got shape \(7,\), accepted: \(8,?\)"):
+        distiller(x, y, weight=weight[1:])
+    assert torch.equal(distiller.criterion.bank.numerator, gathered)
+
+
 def test_a_distiller_without_a_teacher_says_what_it_needs() -> None:
     options: dict[str, Any] = {"num_classes": C, "beta": 3.0, "gamma": 0.5}
     with pytest.raises(ValueError, match=r"^teacher_dim: got None, accepted: the size"):
