@@ -8,15 +8,18 @@ they had better not be trusted. The losses take them as `weight`. All of it is p
 `cid distill --methods kd-ipw` does it as a stage of a run.
 """
 
-from cid.propensity.calibration import calibrate
+from cid.propensity.calibration import NoisyCalibration, calibrate, calibrate_with_noise, right_label_belief
 from cid.propensity.cross_fit import CrossFit, OutOfFold
 from cid.propensity.weights import effective_sample_size, overlap_warnings, propensity_weights
 
 __all__ = [
     "CrossFit",
+    "NoisyCalibration",
     "OutOfFold",
     "calibrate",
+    "calibrate_with_noise",
     "effective_sample_size",
     "overlap_warnings",
     "propensity_weights",
+    "right_label_belief",
 ]

@@ -1,8 +1,9 @@
-"""The temperature at which a model's beliefs are as good as its predictions."""
+"""The temperature, and the rate of wrong labels, at which a model's beliefs are as good as its predictions."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,138 @@ def calibrate(logits: Tensor, target: Tensor) -> float:
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
     """
+    z = _checked(logits, target, None)
+    shown = z.gather(1, target[:, None])[:, 0].mean()
+
+    def falls(log_temperature: float) -> bool:
+        """Whether the cross-entropy falls where 1/T grows."""
+        expected = (torch.softmax(z * math.exp(-log_temperature), 1) * z).sum(1).mean()
+        return bool(expected < shown)
+
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    if not falls(high):
+        return HIGHEST
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if falls(middle) else (middle, high)
+    return math.exp(high)
+
+
+class NoisyCalibration(NamedTuple):
+    """What `calibrate_with_noise` finds.
+
+    Attributes:
+        temperature: T, from 0.05 to 1000.
+        noise: The rate of labels that are drawn at random from all classes, from 0 to 0.9.
+    """
+
+    temperature: float
+    noise: float
+
+
+def calibrate_with_noise(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> NoisyCalibration:
+    r"""The temperature and the rate of wrong labels that minimise the cross-entropy with the labels.
+
+    .. math:: T, \epsilon = \arg\min_{T, \epsilon} \; -\sum_i w_i \log\left(
+        (1 - \epsilon) \, \mathrm{softmax}(z_i / T)_{y_i} + \frac{\epsilon}{C} \right)
+
+    A label is the model's with probability :math:`1 - \epsilon`, and else any. Without :math:`\epsilon` a few labels
+    that the model is sure are wrong make all its beliefs flat.
+
+    Args:
+        logits: z, shape (N, C), finite, of samples that the model was not trained on.
+        target: Labels y, int64, shape (N,).
+        weight: w, shape (N,), finite, from 0, not all 0; those that the model was trained with. None for ones.
+
+    Returns:
+        T and the rate, the best that LBFGS finds from several starts, in float64.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value, or there are no samples.
+
+    Example:
+        >>> import torch
+        >>> right = torch.arange(300) % 3
+        >>> wrong = torch.where(torch.arange(300) < 30, (right + 1) % 3, right)  # of those at random a third is right
+        >>> found = calibrate_with_noise(9.0 * torch.eye(3)[right], wrong)
+        >>> round(found.noise, 2)
+        0.15
+
+    Source: the noise of Natarajan et al. 2013, "Learning with Noisy Labels", beside the temperature of Guo et al. 2017.
+    """
+    z = _checked(logits, target, weight)
+    w = torch.ones_like(z[:, 0]) if weight is None else weight.detach().double()
+    w, classes = w / w.sum(), z.shape[1]
+
+    def surprise(temperature: Tensor, noise: Tensor) -> Tensor:
+        own = torch.softmax(z / temperature, 1).gather(1, target[:, None])[:, 0]
+        # What a softmax rounds to 0 has to have a logarithm.
+        return -(w * ((1 - noise) * own + noise / classes + 1e-30).log()).sum()
+
+    def unpacked(free: Tensor) -> tuple[Tensor, Tensor]:
+        share, noise = free.sigmoid()
+        return LOWEST * (HIGHEST / LOWEST) ** share, _MOST_NOISE * noise
+
+    found: list[tuple[float, NoisyCalibration]] = []
+    for temperature, noise in ((0.5, 0.02), (0.5, 0.5), (2.0, 0.02), (2.0, 0.5)):
+        share = math.log(temperature / LOWEST) / math.log(HIGHEST / LOWEST)
+        start = torch.tensor([share, noise / _MOST_NOISE], dtype=torch.float64, device=z.device)
+        free = start.logit().requires_grad_()
+        optimizer = torch.optim.LBFGS([free], max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+
+        def closure(free: Tensor = free, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = surprise(*unpacked(free))
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        end = unpacked(free.detach())
+        found.append((float(surprise(*end)), NoisyCalibration(*map(float, end))))
+    return min(found)[1]
+
+
+def right_label_belief(logits: Tensor, target: Tensor, calibration: NoisyCalibration) -> Tensor:
+    r"""How likely each label is the model's, and not one at random.
+
+    .. math:: \pi_i = \frac{(1 - \epsilon) \, p_i}{(1 - \epsilon) \, p_i + \epsilon / C}, \quad
+        p_i = \mathrm{softmax}(z_i / T)_{y_i}
+
+    Args:
+        logits: z, shape (N, C), finite, of samples that the model was not trained on.
+        target: Labels y, int64, shape (N,).
+        calibration: T and the rate, as `calibrate_with_noise` found them.
+
+    Returns:
+        The probabilities, shape (N,), without gradient; 1 where the rate is 0.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value, or there are no samples.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0]])
+        >>> right_label_belief(logits, torch.tensor([0, 1]), NoisyCalibration(temperature=1.0, noise=0.1))
+        tensor([0.9465, 0.2446])
+
+    Source: Bayes' rule.
+    """
+    z, (temperature, noise) = _checked(logits, target, None), calibration
+    check.number("calibration.noise", noise, low=0, high=_MOST_NOISE)
+    own = (1 - noise) * torch.softmax(z / temperature, 1).gather(1, target[:, None])[:, 0]
+    other = noise / z.shape[1]
+    belief = torch.where(own == 0, 0.0, own / (own + other)) if other else torch.ones_like(own)
+    return belief.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+_MOST_NOISE = 0.9
+
+
+def _checked(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The logits, in float64."""
     check.beside("logits", logits, logits=logits)
     check.shape("logits", logits, ("N", "C"))
     check.classes("logits", logits)
@@ -58,17 +191,11 @@ def calibrate(logits: Tensor, target: Tensor) -> float:
     z = logits.detach().double()
     if not bool(z.isfinite().all()):
         raise ValueError("logits: got a NaN or an infinity, accepted: finite numbers")
-    shown = z.gather(1, target[:, None])[:, 0].mean()
-
-    def falls(log_temperature: float) -> bool:
-        """Whether the cross-entropy falls where 1/T grows."""
-        expected = (torch.softmax(z * math.exp(-log_temperature), 1) * z).sum(1).mean()
-        return bool(expected < shown)
-
-    low, high = math.log(LOWEST), math.log(HIGHEST)
-    if not falls(high):
-        return HIGHEST
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if falls(middle) else (middle, high)
-    return math.exp(high)
+    if weight is not None:
+        check.beside("logits", logits, weight=weight)
+        check.shape("weight", weight, logits.shape[:1])
+        if not (bool((weight >= 0).all()) and 0 < float(weight.max()) < math.inf):
+            raise ValueError(
+                "weight: got a negative, NaN or infinite number, or zeros alone, accepted: finite numbers >= 0"
+            )
+    return z

@@ -31,9 +31,9 @@ DATA_PRESETS: dict[str, dict[str, Any]] = {
     # Its validation part is biased as what is trained on: nothing of the test "unbiased" is known in training.
     "coloured-digits": {
         "data.rho": 0.9,
-        "data.validation": 0.2,
-        "models.teacher": "cnn-16",
-        "models.student": "cnn-6",
+        "data.validation": 0.1,
+        "models.teacher": "convnet-16",
+        "models.student": "convnet-3",
         "optim.epochs": 30,
         "optim.batch_size": 64,
         "optim.optimizer": "sgd",

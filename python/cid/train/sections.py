@@ -57,7 +57,7 @@ class DataConfig:
 class ModelsConfig:
     """The two networks, by name."""
 
-    teacher: str = setting("wrn-16-2", "teacher: cnn-W, resnetD, wrn-D-K, patches-W or timm:NAME")
+    teacher: str = setting("wrn-16-2", "teacher: cnn-W, convnet-W, resnetD, wrn-D-K, patches-W or timm:NAME")
     student: str = setting("resnet8", "student: named as the teacher is")
     teacher_checkpoint: str | None = setting(None, "safetensors file with the teacher's weights: it is not trained")
     teacher_cache: str | None = setting(None, "folder of `cid cache`: read in place of running the teacher")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -13,38 +14,37 @@ from cid.train.settings import at_least, one_of, setting
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cid.propensity import OutOfFold
     from cid.train.sections import ModelsConfig, OptimConfig
 
 
 class Beliefs(NamedTuple):
-    """Calibrated beliefs in the true class, by networks that have not seen the sample.
+    """Of networks that have not seen the sample.
 
     Attributes:
         train: of the training samples, (N,).
-        validation: of the validation samples, (M,): the mean of all folds' beliefs.
-        temperature: that calibrates them.
+        validation: of the validation samples, (M,): the mean over all folds.
     """
 
     train: Tensor
     validation: Tensor
-    temperature: float
 
 
 @dataclass(frozen=True)
 class InversePropensity(Weighting):
     """`full / context`, as `cid.propensity` has it.
 
-    The networks of the numerator have the teacher's architecture and are trained with the weights so far, which at
-    first are `1 / context`: a numerator that is as biased as the teacher takes what goes against the context for wrong
-    labels.
+    The denominator is the belief in the label of networks that see the context alone. The numerator is that it is
+    right, and not one at random, by networks that are trained with the weights so far, at first `1 / context`: ones as
+    biased as the teacher would take what goes against the context for wrong labels.
 
     Attributes:
         folds: into how many parts the training samples are cut.
         context: the network that is to know the context alone.
-        context_epochs: how long that is trained: shortcuts are learned first.
+        context_epochs: how long it is trained.
         clip: the largest weight.
         numerator: "full" or "one".
-        epochs: how long the networks of the numerator are trained.
+        epochs: how long the networks of the numerator are trained, which are of the teacher's architecture.
         rounds: how many times the numerator is computed.
     """
 
@@ -66,17 +66,17 @@ class InversePropensity(Weighting):
         """The weights, and what they are made of."""
         from cid.propensity import overlap_warnings
 
-        context = self._beliefs(lab, "context", self.context, self.context_epochs, None)
-        found, (train, validation) = {"context": context}, self._weights(context, None)
+        found, context = self._context(lab)
+        beliefs, (train, validation) = {"context": context}, self._weights(context, None)
         for number in range(self.rounds if self.numerator == "full" else 0):
-            full = self._beliefs(lab, f"full{number + 1}", lab.models.teacher, self.epochs, train)
-            found["full"] = full
-            train, validation = self._weights(context, full)
+            notes, beliefs["full"] = self._full(lab, f"full{number + 1}", train)
+            found |= notes
+            train, validation = self._weights(context, beliefs["full"])
         return SampleWeights(
             train,
             validation,
-            kept={f"{name}_belief": beliefs.train for name, beliefs in found.items()},
-            notes={f"{name}_temperature": beliefs.temperature for name, beliefs in found.items()},
+            kept={f"{name}_belief": belief.train for name, belief in beliefs.items()},
+            notes=found,
             warnings=tuple(overlap_warnings(train, context.train, lab.classes)),
         )
 
@@ -84,33 +84,58 @@ class InversePropensity(Weighting):
         """Of the training and of the validation samples."""
         from cid.propensity import propensity_weights
 
-        numerators = (None, None) if full is None else full[:2]
+        numerators = (None, None) if full is None else full
         train, validation = (
             propensity_weights(belief, numerator, clip=self.clip)
-            for belief, numerator in zip(context[:2], numerators, strict=True)
+            for belief, numerator in zip(context, numerators, strict=True)
         )
         return train, validation
 
-    def _beliefs(self, lab: Lab, name: str, model: str, epochs: int, weight: Tensor | None) -> Beliefs:
-        """Of networks that are trained for so many epochs, the samples weighted if they are to be."""
+    def _context(self, lab: Lab) -> tuple[dict[str, float], Beliefs]:
+        """The belief in the label of networks that see the context alone, and what calibrates it."""
         from torch import softmax
 
-        from cid.functional import context_weights
-        from cid.propensity import CrossFit, calibrate
+        from cid.propensity import calibrate
 
-        labels = lab.labels
-        if self.folds > len(labels):
-            raise ConfigError(f"--ipw-folds: got {self.folds}, accepted: up to the training images, here {len(labels)}")
-        folds = CrossFit(len(labels), self.folds, lab.seed, lab.folder / name, f"{model}, {epochs} epochs")
-        logits, unseen = folds.fit(
+        found = self._out_of_fold(lab, "context", self.context, self.context_epochs, None)
+        temperature = calibrate(found.logits, lab.labels)
+
+        def belief(logits: Tensor, target: Tensor) -> Tensor:
+            return softmax(logits / temperature, 1).gather(1, target[:, None])[:, 0]
+
+        return {"context_temperature": temperature}, _of_all(belief, lab, found)
+
+    def _full(self, lab: Lab, name: str, weight: Tensor) -> tuple[dict[str, float], Beliefs]:
+        """The belief that the label is right, of networks trained with these weights, and what calibrates it."""
+        from cid.propensity import calibrate_with_noise, right_label_belief
+
+        found = self._out_of_fold(lab, name, lab.models.teacher, self.epochs, weight)
+        calibration = calibrate_with_noise(found.logits, lab.labels, weight=weight)
+        notes = {"full_temperature": calibration.temperature, "full_noise": calibration.noise}
+        return notes, _of_all(lambda logits, target: right_label_belief(logits, target, calibration), lab, found)
+
+    def _out_of_fold(self, lab: Lab, name: str, model: str, epochs: int, weight: Tensor | None) -> OutOfFold:
+        """The logits of networks that are trained for so many epochs, the samples weighted if they are to be."""
+        from cid.propensity import CrossFit
+
+        count = len(lab.labels)
+        if self.folds > count:
+            raise ConfigError(f"--ipw-folds: got {self.folds}, accepted: up to the training images, here {count}")
+        folds = CrossFit(count, self.folds, lab.seed, lab.folder / name, f"{model}, {epochs} epochs")
+        return folds.fit(
             lambda index, fold: lab.train(f"{name}-fold{fold}", model, epochs, index=index, weight=weight),
             lab.logits,
             lab.validation_logits,
         )
-        assert unseen is not None
-        temperature = calibrate(logits, labels)
-        validation = softmax(unseen / temperature, -1).mean(0).gather(1, lab.validation_labels[:, None])[:, 0]
-        return Beliefs(context_weights(logits, labels, temperature=temperature), validation, temperature)
+
+
+def _of_all(belief: Callable[[Tensor, Tensor], Tensor], lab: Lab, found: OutOfFold) -> Beliefs:
+    """What the logits of all samples say of their labels."""
+    from torch import stack
+
+    assert found.unseen is not None
+    unseen = stack([belief(logits, lab.validation_labels) for logits in found.unseen])
+    return Beliefs(belief(found.logits, lab.labels), unseen.mean(0))
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,9 @@ class PropensityWeighted(Method):
     )
     ipw_context: str = setting("patches-16", "network that is to know the context alone: named as the teacher is")
     ipw_context_epochs: int | None = setting(
-        None, "epochs of the networks of the context (default: a tenth of the teacher's)", rule=at_least(1)
+        None,
+        "epochs of the networks of the context (default: a third of what costs as much as the teacher)",
+        rule=at_least(1),
     )
     ipw_clip: float = setting(50.0, "largest weight, in means", rule=at_least(1))
     ipw_numerator: str = setting(
@@ -130,7 +157,7 @@ class PropensityWeighted(Method):
     )
     ipw_epochs: int | None = setting(
         None,
-        "epochs of the networks of the numerator (default: as many as cost, all in all, no more than the teacher)",
+        "epochs of the networks of the numerator (default: the rest of what costs as much as the teacher)",
         rule=at_least(1),
     )
     ipw_rounds: int = setting(
@@ -138,14 +165,13 @@ class PropensityWeighted(Method):
     )
 
     def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
-        """With a tenth of the teacher's epochs for the context, and for the numerator what is left of its cost.
+        """With as many epochs as cost, all in all, no more than the teacher: a third of them for the context.
 
-        K folds of K - 1 parts each see K - 1 times the images.
+        K networks of K - 1 parts each see the images K - 1 times in an epoch.
         """
-        budget = optim.teacher_epochs or optim.epochs
-        context = self.ipw_context_epochs or max(1, round(budget / 10))
-        left = (budget / (self.ipw_folds - 1) - context) / self.ipw_rounds
-        epochs = self.ipw_epochs or max(1, int(left))
+        budget = (optim.teacher_epochs or optim.epochs) / (self.ipw_folds - 1)
+        context = self.ipw_context_epochs or max(1, round(budget / 3))
+        epochs = self.ipw_epochs or max(1, int((budget - context) / self.ipw_rounds))
         return dataclasses.replace(super().completed(models, optim), ipw_context_epochs=context, ipw_epochs=epochs)
 
     def check(self, optim: OptimConfig) -> None:

@@ -1,4 +1,4 @@
-"""Networks by name: a small CNN, the residual networks of CIFAR, wide ones, bags of patches, and timm's.
+"""Networks by name: small CNNs, the residual networks of CIFAR, wide ones, bags of patches, and timm's.
 
 A new family is a file here, a line of `MODELS`, and a word in the help of `--teacher`.
 """
@@ -12,6 +12,7 @@ from torch import nn
 
 from cid._errors import ConfigError
 from cid.train.models.cnn import build_cnn
+from cid.train.models.convnet import build_convnet
 from cid.train.models.patches import build_patches
 from cid.train.models.resnet import build_resnet
 from cid.train.models.spec import InputSpec
@@ -24,6 +25,7 @@ Builder = Callable[[re.Match[str], InputSpec], nn.Module]
 # By how a name is written: its pattern, and what builds the network.
 MODELS: dict[str, tuple[str, Builder]] = {
     "cnn-W": (r"cnn-([1-9]\d*)", lambda found, spec: build_cnn(int(found[1]), spec)),
+    "convnet-W": (r"convnet-([1-9]\d*)", lambda found, spec: build_convnet(int(found[1]), spec)),
     "resnetD": (r"resnet(\d+)", lambda found, spec: build_resnet(int(found[1]), spec)),
     "wrn-D-K": (r"wrn-(\d+)-(\d+)", lambda found, spec: build_wide_resnet(int(found[1]), int(found[2]), spec)),
     "patches-W": (r"patches-([1-9]\d*)", lambda found, spec: build_patches(int(found[1]), spec)),
