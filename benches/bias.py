@@ -28,14 +28,17 @@ from cid.train.results.table import estimate
 Row = Mapping[str, Any]
 
 
-def run(out: Path, settings: Iterable[str], seeds: Iterable[int], options: list[str], jobs: int) -> None:
+def run(
+    out: Path, settings: Iterable[str], seeds: Iterable[int], options: list[str], data_dir: str | None, jobs: int
+) -> None:
     """Makes the rows that `out` lacks, a line of JSON for each network."""
+    place = [] if data_dir is None else ["--data-dir", data_dir]
     made = {(row["setting"], row["options"], row["seed"]) for row in rows(out)}
     machine, text = hardware(), shlex.join(options)
     todo = [(s, k) for s in settings for k in seeds if (s, text, k) not in made]
 
     def one(setting: str, seed: int) -> None:
-        found = distil(setting, seed, options)
+        found = distil(setting, seed, [*options, *place])
         with out.open("a", encoding="utf-8") as file:
             for result in found:
                 line = {"setting": setting, "options": text, "seed": seed, **result, "hardware": machine}
@@ -121,13 +124,14 @@ def main() -> None:
     running.add_argument("out", type=Path)
     running.add_argument("--setting", nargs="+", required=True, help="a data set and its options, in one argument")
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    running.add_argument("--data-dir", help="see `cid distill`; not part of a row")
     running.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
     running.add_argument("--options", default="", help="of every run, in one argument")
     printing = commands.add_parser("table")
     printing.add_argument("rows", type=Path, nargs="+")
     given = parser.parse_args()
     if given.command == "run":
-        run(given.out, given.setting, given.seeds, shlex.split(given.options), given.jobs)
+        run(given.out, given.setting, given.seeds, shlex.split(given.options), given.data_dir, given.jobs)
     else:
         print(table([row for path in given.rows for row in rows(path)]))
 

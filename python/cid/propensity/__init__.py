@@ -10,7 +10,7 @@ they had better not be trusted. The losses take them as `weight`. All of it is p
 
 from cid.propensity.calibration import NoisyCalibration, calibrate, calibrate_with_noise, right_label_belief
 from cid.propensity.cross_fit import CrossFit, OutOfFold
-from cid.propensity.weights import effective_sample_size, overlap_warnings, propensity_weights
+from cid.propensity.weights import context_power, effective_sample_size, overlap_warnings, propensity_weights
 
 __all__ = [
     "CrossFit",
@@ -18,6 +18,7 @@ __all__ = [
     "OutOfFold",
     "calibrate",
     "calibrate_with_noise",
+    "context_power",
     "effective_sample_size",
     "overlap_warnings",
     "propensity_weights",

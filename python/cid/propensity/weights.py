@@ -11,21 +11,31 @@ import cid._checks as check
 
 
 def propensity_weights(
-    context_belief: Tensor, full_belief: Tensor | None = None, *, clip: float = 50.0, floor: float = 0.01
+    context_belief: Tensor,
+    full_belief: Tensor | None = None,
+    *,
+    target: Tensor | None = None,
+    power: float = 1.0,
+    clip: float = 50.0,
+    floor: float = 0.01,
 ) -> Tensor:
     r"""Stabilised inverse propensities, of mean 1.
 
-    .. math:: w_i \propto \frac{p_\mathrm{full}(y_i \mid x_i)}{\max(p_\mathrm{context}(y_i \mid x_i), \mathrm{floor})}
+    .. math::
+        w_i \propto \frac{p_\mathrm{full}(y_i \mid x_i)}{\max(p_\mathrm{context}(y_i \mid x_i), \mathrm{floor})^\lambda}
 
     Scaled to mean 1, clipped from above at `clip`, and scaled to mean 1 again, which may lift the largest above it.
-    Both beliefs are in the true class, by models that have not seen the sample (`CrossFit`), and calibrated
-    (`calibrate`). Where the context model knows as much as the full one, all weights are 1; where only the context
-    speaks against the label, the sample is heavy; where both do, it is likely mislabelled, and is not.
+    Both beliefs are by models that have not seen the sample (`CrossFit`), and calibrated: in the true class by a model
+    that knows the context and not more, and that the label is right at all. Where only the context speaks against the
+    label, the sample is heavy; where both do, it is likely mislabelled, and is not.
 
     Args:
         context_belief: Of a model that knows the context and not more, shape (N,), from 0 to 1.
-        full_belief: The same of a model that knows all it can; None for ones, which is the plain inverse propensity:
-            labels have to be right then.
+        full_belief: That the label is right, by a model that knows all it can (`right_label_belief`), of the same
+            shape; None for ones, which is the plain inverse propensity: labels have to be right then.
+        target: Labels, int64, shape (N,), from 0. With them the weights of each class have mean 1: a class that no
+            context speaks against would vanish beside the others.
+        power: :math:`\lambda`, from 0, which is no intervention, to 1, the plain inverse; `context_power` finds it.
         clip: The largest weight, in means; from 1.
         floor: The smallest context belief that counts, above 0, at most 1.
 
@@ -43,11 +53,13 @@ def propensity_weights(
         >>> propensity_weights(torch.tensor([0.9, 0.9, 0.9, 0.1]), torch.tensor([0.9, 0.9, 0.9, 0.1]))
         tensor([1., 1., 1., 1.])
 
-    Source: Horvitz and Thompson 1952; Robins et al. 2000 (numerator); Ionides 2008 (clipping).
+    Source: Horvitz and Thompson 1952; Robins et al. 2000 (numerator); Hajek 1971 (scaling in each class); Ionides 2008
+    (clipping).
     """
+    check.number("power", power, low=0, high=1)
     check.number("clip", clip, low=1)
     check.number("floor", floor, low=0, high=1, open_low=True)
-    weight = 1 / _belief("context_belief", context_belief).clamp_min(floor)
+    weight = _belief("context_belief", context_belief).clamp_min(floor) ** -power
     if full_belief is not None:
         full = _belief("full_belief", full_belief)
         check.beside("context_belief", context_belief, full_belief=full_belief)
@@ -55,8 +67,58 @@ def propensity_weights(
         if not bool(full.any()):
             raise ValueError("full_belief: got zeros alone, accepted: at least one belief above 0")
         weight = full * weight
-    weight = (weight / weight.mean()).clamp_max(clip)
-    return (weight / weight.mean()).to(torch.promote_types(context_belief.dtype, torch.float32))
+    if target is not None:
+        _check_labels(target, context_belief)
+    weight = _to_mean_one(_to_mean_one(weight, target).clamp_max(clip), target)
+    return weight.to(torch.promote_types(context_belief.dtype, torch.float32))
+
+
+def _to_mean_one(weight: Tensor, target: Tensor | None) -> Tensor:
+    """The weights scaled to mean 1: all together, or those of each class."""
+    if target is None:
+        return weight / weight.mean()
+    sums = weight.new_zeros(int(target.max()) + 1).index_add_(0, target, weight)
+    counts = weight.new_zeros(len(sums)).index_add_(0, target, torch.ones_like(weight))
+    # A class all of whose weights are 0 keeps them.
+    factors = torch.where(sums > 0, counts / sums, 0.0)
+    return weight * factors[target]
+
+
+def context_power(context_belief: Tensor, target: Tensor) -> float:
+    r"""How much of the labels' entropy the context tells, from 0 to 1: the power of the weights.
+
+    .. math::
+        \lambda = \max\left(0, \, 1 - \frac{-\frac{1}{N} \sum_i \log p_\mathrm{context}(y_i \mid x_i)}{H(Y)} \right)
+
+    A context that tells little can bias little, and the plain inverse would make samples heavy for what is chance, or
+    for what the class itself looks like.
+
+    Args:
+        context_belief: Calibrated, in the true class, shape (N,), from 0 to 1; below 1e-6 taken for that.
+        target: Labels, int64, shape (N,), from 0.
+
+    Returns:
+        A number from 0 to 1; 0 where there is one class.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape, device or value.
+
+    Example:
+        >>> import torch
+        >>> context_power(torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([0, 0, 1, 1]))
+        0.0
+        >>> context_power(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
+        1.0
+
+    Source: the statistic of McFadden 1974; as a power it is ours.
+    """
+    belief = _belief("context_belief", context_belief)
+    _check_labels(target, context_belief)
+    share = target.bincount().double() / len(target)
+    entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
+    told = 1 + float(belief.clamp_min(1e-6).log().mean()) / entropy if entropy > 0 else 0.0
+    return min(max(told, 0.0), 1.0)
 
 
 def effective_sample_size(weight: Tensor) -> float:
@@ -164,3 +226,14 @@ def _belief(name: str, value: Tensor) -> Tensor:
         where = int(wrong[0])
         raise ValueError(f"{name}: got {float(belief[where]):g} at index {where}, accepted: numbers from 0 to 1")
     return belief
+
+
+def _check_labels(target: Tensor, beside: Tensor) -> None:
+    """A label from 0 for each sample."""
+    if check.tensor("target", target).dtype != torch.int64:
+        raise TypeError(f"target: got {target.dtype}, accepted: torch.int64")
+    check.shape("target", target, beside.shape)
+    if target.device != beside.device:
+        raise ValueError(f"target: is on {target.device}, accepted: {beside.device}, the device of context_belief")
+    if int(target.min()) < 0:
+        raise ValueError(f"target: got label {int(target.min())}, accepted: 0 and up")

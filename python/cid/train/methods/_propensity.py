@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cid._errors import ConfigError
 from cid.train.methods import Lab, Method, SampleWeights, Weighting
-from cid.train.settings import at_least, one_of, setting
+from cid.train.settings import at_least, one_of, setting, within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,16 +32,18 @@ class Beliefs(NamedTuple):
 
 @dataclass(frozen=True)
 class InversePropensity(Weighting):
-    """`full / context`, as `cid.propensity` has it.
+    """`full / context^power`, as `cid.propensity` has it.
 
     The denominator is the belief in the label of networks that see the context alone. The numerator is that it is
     right, and not one at random, by networks that are trained with the weights so far, at first `1 / context`: ones as
-    biased as the teacher would take what goes against the context for wrong labels.
+    biased as the teacher would take what goes against the context for wrong labels. The power is how much the context
+    tells of the labels.
 
     Attributes:
         folds: into how many parts the training samples are cut.
         context: the network that is to know the context alone.
         context_epochs: how long it is trained.
+        power: of the denominator; None for what the context tells.
         clip: the largest weight.
         numerator: "full" or "one".
         epochs: how long the networks of the numerator are trained, which are of the teacher's architecture.
@@ -53,6 +55,7 @@ class InversePropensity(Weighting):
     folds: int
     context: str
     context_epochs: int
+    power: float | None
     clip: float
     numerator: str
     epochs: int
@@ -64,30 +67,31 @@ class InversePropensity(Weighting):
 
     def compute(self, lab: Lab) -> SampleWeights:
         """The weights, and what they are made of."""
-        from cid.propensity import overlap_warnings
+        from cid.propensity import context_power, overlap_warnings
 
-        found, context = self._context(lab)
-        beliefs, (train, validation) = {"context": context}, self._weights(context, None)
+        notes, context = self._context(lab)
+        notes["power"] = power = context_power(context.train, lab.labels) if self.power is None else self.power
+        beliefs, (train, validation) = {"context": context}, self._weights(lab, power, context, None)
         for number in range(self.rounds if self.numerator == "full" else 0):
-            notes, beliefs["full"] = self._full(lab, f"full{number + 1}", train)
-            found |= notes
-            train, validation = self._weights(context, beliefs["full"])
+            found, beliefs["full"] = self._full(lab, f"full{number + 1}", train)
+            notes |= found
+            train, validation = self._weights(lab, power, context, beliefs["full"])
         return SampleWeights(
             train,
             validation,
             kept={f"{name}_belief": belief.train for name, belief in beliefs.items()},
-            notes=found,
+            notes=notes,
             warnings=tuple(overlap_warnings(train, context.train, lab.classes)),
         )
 
-    def _weights(self, context: Beliefs, full: Beliefs | None) -> tuple[Tensor, Tensor]:
+    def _weights(self, lab: Lab, power: float, context: Beliefs, full: Beliefs | None) -> tuple[Tensor, Tensor]:
         """Of the training and of the validation samples."""
         from cid.propensity import propensity_weights
 
-        numerators = (None, None) if full is None else full
+        numerators, targets = (None, None) if full is None else full, (lab.labels, lab.validation_labels)
         train, validation = (
-            propensity_weights(belief, numerator, clip=self.clip)
-            for belief, numerator in zip(context, numerators, strict=True)
+            propensity_weights(belief, numerator, target=target, power=power, clip=self.clip)
+            for belief, numerator, target in zip(context, numerators, targets, strict=True)
         )
         return train, validation
 
@@ -151,6 +155,11 @@ class PropensityWeighted(Method):
         "epochs of the networks of the context (default: a third of what costs as much as the teacher)",
         rule=at_least(1),
     )
+    ipw_power: float | None = setting(
+        None,
+        "power of the inverse propensity (default: the share of the labels' entropy that the context tells)",
+        rule=within(0, 1),
+    )
     ipw_clip: float = setting(50.0, "largest weight, in means", rule=at_least(1))
     ipw_numerator: str = setting(
         "full", "full (stabilised by fully trained networks) or one (needs right labels)", rule=one_of("full", "one")
@@ -188,6 +197,7 @@ class PropensityWeighted(Method):
             folds=self.ipw_folds,
             context=self.ipw_context,
             context_epochs=self.ipw_context_epochs,
+            power=self.ipw_power,
             clip=self.ipw_clip,
             numerator=self.ipw_numerator,
             epochs=self.ipw_epochs,
