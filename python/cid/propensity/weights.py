@@ -85,13 +85,14 @@ def _to_mean_one(weight: Tensor, target: Tensor | None) -> Tensor:
 
 
 def context_power(context_belief: Tensor, target: Tensor) -> float:
-    r"""How much of the labels' entropy the context tells, from 0 to 1: the power of the weights.
+    r"""The power of the weights, by how much of the labels' entropy the context tells.
 
     .. math::
-        \lambda = \max\left(0, \, 1 - \frac{-\frac{1}{N} \sum_i \log p_\mathrm{context}(y_i \mid x_i)}{H(Y)} \right)
+        \lambda = \frac{r^2}{r^2 + (1 - r)^2}, \quad
+        r = \max\left(0, \, 1 - \frac{-\frac{1}{N} \sum_i \log p_\mathrm{context}(y_i \mid x_i)}{H(Y)} \right)
 
-    A context that tells little can bias little, and the plain inverse would make samples heavy for what is chance, or
-    for what the class itself looks like.
+    A context that tells little biases little, and the plain inverse would make samples heavy for what is chance, or for
+    what the class itself looks like; of one that tells most of it the plain inverse is what is left.
 
     Args:
         context_belief: Calibrated, in the true class, shape (N,), from 0 to 1; below 1e-6 taken for that.
@@ -111,14 +112,15 @@ def context_power(context_belief: Tensor, target: Tensor) -> float:
         >>> context_power(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
         1.0
 
-    Source: the statistic of McFadden 1974; as a power it is ours.
+    Source: r is the statistic of McFadden 1974; the power is ours.
     """
     belief = _belief("context_belief", context_belief)
     _check_labels(target, context_belief)
     share = target.bincount().double() / len(target)
     entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
     told = 1 + float(belief.clamp_min(1e-6).log().mean()) / entropy if entropy > 0 else 0.0
-    return min(max(told, 0.0), 1.0)
+    told = min(max(told, 0.0), 1.0)
+    return told**2 / (told**2 + (1 - told) ** 2)
 
 
 def effective_sample_size(weight: Tensor) -> float:

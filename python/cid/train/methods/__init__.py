@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # What a run compares unless it is told; in tables and charts these come first.
-DEFAULT_METHODS = ("labels", "kd", "cid")
+DEFAULT_METHODS = ("labels", "kd", "cid", "cid-ipw")
 
 
 def __getattr__(name: str) -> Any:

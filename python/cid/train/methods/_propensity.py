@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cid._errors import ConfigError
 from cid.train.methods import Lab, Method, SampleWeights, Weighting
-from cid.train.settings import at_least, one_of, setting, within
+from cid.train.settings import at_least, between, one_of, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,7 +158,7 @@ class PropensityWeighted(Method):
     ipw_power: float | None = setting(
         None,
         "power of the inverse propensity (default: the share of the labels' entropy that the context tells)",
-        rule=within(0, 1),
+        rule=between(0, 1),
     )
     ipw_clip: float = setting(50.0, "largest weight, in means", rule=at_least(1))
     ipw_numerator: str = setting(
