@@ -65,6 +65,7 @@ class Row:
         seconds: of each, in the mean.
         tests: accuracy on each further test.
         worst_groups: accuracy in each network's worst group, of each test whose samples have groups.
+        groups: accuracy in each group of these tests.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Row:
     seconds: float
     tests: dict[str, Estimate]
     worst_groups: dict[str, Estimate]
+    groups: dict[str, dict[str, Estimate]]
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _row(method: str, group: list[Result]) -> Row:
         seconds=statistics.fmean(result.seconds for result in group),
         tests=_estimates(result.tests for result in group),
         worst_groups=_estimates(worst_groups(result.groups) for result in group),
+        groups={test: _estimates(result.groups.get(test, {}) for result in group) for test in group[0].groups},
     )
 
 
@@ -189,7 +192,8 @@ def _percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}"
 
 
-def _with_interval(accuracy: Estimate) -> str:
+def with_interval(accuracy: Estimate) -> str:
+    """An accuracy in %, with the interval that it has."""
     interval = "" if accuracy.half_width is None else f" +/- {_percent(accuracy.half_width)}"
     return _percent(accuracy.mean) + interval
 
@@ -198,8 +202,8 @@ def further_cells(row: Row) -> dict[str, str]:
     """A row's texts on further tests and groups, by what the table's head calls them; they follow the accuracy."""
     names = {TEST: "worst group", **{test: f"{test} worst group" for test in row.tests}}
     return {
-        **{f"{test} accuracy": _with_interval(accuracy) for test, accuracy in row.tests.items()},
-        **{names[test]: _with_interval(accuracy) for test, accuracy in row.worst_groups.items()},
+        **{f"{test} accuracy": with_interval(accuracy) for test, accuracy in row.tests.items()},
+        **{names[test]: with_interval(accuracy) for test, accuracy in row.worst_groups.items()},
     }
 
 
@@ -209,7 +213,7 @@ def cells(row: Row) -> list[str]:
     several = accuracy.deviation is not None and accuracy.half_width is not None
     return [
         row.method,
-        _with_interval(accuracy),
+        with_interval(accuracy),
         _percent(accuracy.deviation or 0.0) if several else "-",
         f"{_percent(row.lowest)}..{_percent(row.highest)}" if several else "-",
         str(row.networks),
