@@ -47,16 +47,26 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a few coloured digits, with two weightings, one of them in two rounds."""
+    arguments = (
+        "--data coloured-digits --limit 150 --limit-test 60 --epochs 2 --teacher-epochs 2 --seeds 0 1 "
+        f"--methods kd kd-ipw jtt --ipw-folds 2 --ipw-rounds 2 --split-seed {draws.SHIFT}"
+    )
+    return distill(arguments, tmp_path_factory.mktemp("page") / "coloured")
+
+
+@pytest.fixture(scope="package")
 def numbers(run: Path) -> RunNumbers:
     return gather(run, "digits")
 
 
 @pytest.fixture(scope="package")
-def page(numbers: RunNumbers, odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of both runs, one with names that HTML must escape."""
+def page(numbers: RunNumbers, odd: Path, weighted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of three runs, one with names that HTML must escape."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     renamed = dataclasses.replace(gather(odd, "<odd> & run"), classes=ODD_NAMES)
-    path.write_text(render([numbers, renamed]), encoding="utf-8")
+    path.write_text(render([numbers, renamed, gather(weighted, "coloured")]), encoding="utf-8")
     return path
 
 

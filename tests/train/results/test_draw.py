@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from cid.train.results.curves import Curve
-from cid.train.results.page import percent
-from cid.train.results.page.draw import NOTHING, Style, busiest, heat_map, line_chart, picture
+from cid.train.results.page.draw import NOTHING, Style, busiest, heat_map, line_chart, percent, picture
 
 
 def test_of_many_classes_the_busiest_are_shown() -> None:
@@ -40,8 +39,8 @@ def test_charts_of_odd_curves(values: list[float], log: bool) -> None:
     points = [float(x) for pair in chart.lines[0].points.split() for x in pair.split(",")]
     assert len(points) == 2 * len(values)
     assert all(0 <= x <= 400 for x in points)
-    assert chart.table[-1] == (len(values), [str(values[-1])])
-    assert len(chart.table) <= 30
+    assert chart.numbers.rows[-1] == [str(len(values)), str(values[-1])]
+    assert len(chart.numbers.rows) <= 30
     assert chart.x_ticks
 
 

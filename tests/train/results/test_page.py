@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import sys
+from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cid import cli
 from cid._errors import ConfigError
-from cid.train.results.page import percent, typeset, write_page
+from cid.train.folder import TEACHER
+from cid.train.methods import registry
+from cid.train.results.page import COLOURS, style_of, typeset, write_page
+from cid.train.results.page.draw import percent
 from cid.train.results.page.gather import RunNumbers
 
 
@@ -74,6 +82,57 @@ def test_a_missing_extra(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert cli.main(["report", str(run)]) == 2
     assert capsys.readouterr().err == 'cid: error: jinja2 is missing: pip install "cid-distill[train]"\n'
+
+
+def test_the_page_shows_weights_and_groups(page: Path, weighted: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    section = text[text.index('id="run-3"') :]
+    assert "Weights:" not in text[: text.index('id="run-3"')]
+    assert re.findall(r"<h3>(Weights: .*?)</h3>", section) == ["Weights: ipw", "Weights: jtt"]
+    assert section.count('alt="Training image ') == 2 * 24
+    assert section.count("<strong>Calibration: ") == 1
+    header = json.loads((weighted / "weights" / "ipw" / "weights.json").read_text())
+    assert f"<dd>{header['effective_size']:,.0f} (" in section
+    assert re.search(r"% of the training images have another context than most of their class\.", section)
+    groups = re.search(r"<caption><span>Accuracy on unbiased.*?</table>", section, re.DOTALL)
+    assert groups is not None
+    assert re.findall(r'<th scope="row">(.*?)</th>', groups[0]) == ["teacher", "kd", "kd-ipw", "jtt"]
+
+
+COLOUR = re.compile(r"--(c\d|ground): #(\w{6});")
+
+
+def linear(colour: str) -> NDArray[np.float64]:
+    channels = np.array(list(bytes.fromhex(colour))) / 255
+    found: NDArray[np.float64] = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return found
+
+
+def oklab(colour: str) -> NDArray[np.float64]:
+    """Where colours lie that look as different as they are far apart: Ottosson 2020."""
+    cones = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+    opponents = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+    found: NDArray[np.float64] = np.array(opponents) @ np.cbrt(np.array(cones) @ linear(colour))
+    return found
+
+
+def luminance(colour: str) -> float:
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def test_every_method_has_a_colour_of_its_own() -> None:
+    styles = [style_of(method) for method in (TEACHER, *registry(), "cid, no head")]
+    assert len({style.colour for style in styles}) == len(styles)
+    css = resources.files("cid.train.results.page").joinpath("page.css").read_text(encoding="utf-8")
+    light, dark = (dict(COLOUR.findall(part)) for part in css.split("@media (prefers-color-scheme: dark)"))
+    for theme in (light, dark):
+        ground = theme.pop("ground")
+        assert set(theme) == {f"c{number}" for number in range(COLOURS + 1)}
+        for colour in theme.values():
+            lighter, darker = sorted((luminance(colour), luminance(ground)), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= 3  # WCAG 2.1, 1.4.11: of what is no text
+        for one, other in itertools.combinations(theme.values(), 2):
+            assert np.linalg.norm(oklab(one) - oklab(other)) > 0.09
 
 
 def test_without_cid(copied: Path) -> None:

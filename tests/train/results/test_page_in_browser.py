@@ -28,7 +28,7 @@ def test_it_opens_without_complaint_and_never_scrolls_sideways(
     browser.open(page, width=width, dark=dark)
     browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert browser.evaluate("document.title").endswith("digits, <odd> & run")
+    assert browser.evaluate("document.title").endswith("digits, <odd> & run, coloured")
     assert browser.complaints() == []
     assert {url.partition(":")[0] for url in browser.requests()} <= {"file", "data"}
 
@@ -101,9 +101,12 @@ def test_to_a_screen_reader(browser: Browser, page: Path) -> None:
     by_role: dict[str, list[str]] = {}
     for node in nodes:
         by_role.setdefault(node["role"]["value"], []).append(node["name"]["value"])
+    assert browser.evaluate("[...document.querySelectorAll('img')].every(each => each.alt)")
     for role in ("image", "table", "columnheader", "rowheader", "link", "navigation"):
         assert by_role[role]
         assert all(by_role[role])
+    for start in ("Distribution of the weights", "How often each model is right"):
+        assert any(name.startswith(start) for name in by_role["image"])
     assert any(
         re.match(r"Validation accuracy, % by epoch\. At the end: teacher [\d.]+", name) for name in by_role["image"]
     )

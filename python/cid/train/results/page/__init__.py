@@ -25,10 +25,14 @@ from cid.train.results.page.draw import (
     Style,
     heat_map,
     line_chart,
+    percent,
     picture,
     strip,
 )
 from cid.train.results.page.gather import SAMPLES, RunNumbers, Sample, gather
+from cid.train.results.page.groups import group_tables
+from cid.train.results.page.weight_charts import weight_charts
+from cid.train.results.page.weights import HeavyImage
 
 
 def write_page(
@@ -109,12 +113,6 @@ def typeset(text: str) -> str:
     return text.replace("+/-", "±").replace(" - ", " \N{MINUS SIGN} ").replace(": -", ": \N{MINUS SIGN}")
 
 
-def percent(share: float) -> str:
-    """A part of 1 as text, with one decimal, but for none and all."""
-    text = f"{100 * share:.1f}"
-    return {"0.0": "0", "-0.0": "0", "100.0": "100"}.get(text, text)
-
-
 @dataclass(frozen=True)
 class TableRow:
     """A row of the table that all runs share."""
@@ -134,7 +132,7 @@ def table_rows(runs: Sequence[RunNumbers]) -> Iterator[TableRow]:
             variants = table.with_variants(run.results)
             values = [result.test_accuracy for result in variants if result.method == row.method]
             drawn = strip(values, row.accuracy.mean, low, high)
-            yield TableRow(number, run.title, _style(row.method).colour, table.cells(row), drawn)
+            yield TableRow(number, run.title, style_of(row.method).colour, table.cells(row), drawn)
 
 
 def _strip_scale(runs: Sequence[RunNumbers]) -> str:
@@ -150,10 +148,10 @@ def _range(runs: Iterable[RunNumbers]) -> tuple[float, float]:
     return min(accuracies), max(accuracies)
 
 
-COLOURS = 4  # beside the teacher's
+COLOURS = 8  # beside the teacher's
 
 
-def _style(method: str) -> Style:
+def style_of(method: str) -> Style:
     """The colour and the dash of a method: the teacher's are the first, and what is no method has the last colour."""
     names = [TEACHER, *registry()]
     number = names.index(method) if method in names else COLOURS
@@ -170,6 +168,7 @@ class Section:
     def __init__(self, run: RunNumbers) -> None:
         self.run = run
         self.differences = [table.sentence(difference) for difference in table.differences(run.results)]
+        self.group_tables = list(group_tables(run.results))
         self.charts = list(self._charts())
         method = run.config.method
         self.notes = [note for note in (method.options(name).note() for name in method.methods) if note]
@@ -177,9 +176,10 @@ class Section:
         if run.intervention is not None:
             self.mixing = self._heat_map(run.intervention.mixing, percent)
             self.cosines = self._heat_map(run.intervention.cosines, lambda cosine: f"{cosine:.2f}")
+        self.weightings = [(one, list(weight_charts(one, style_of(one.methods[0]).colour))) for one in run.weightings]
         self.settings = to_toml(run.config)
 
-    def picture(self, sample: Sample) -> str:
+    def picture(self, sample: Sample | HeavyImage) -> str:
         """The sample's image as a data URI."""
         return picture(sample.image, self.run.scale)
 
@@ -190,7 +190,7 @@ class Section:
     def _charts(self) -> Iterator[Chart]:
         metrics = self.run.metrics
         methods = list(dict.fromkeys(line["method"] for line in metrics))
-        styles = {method: _style(method) for method in methods}
+        styles = {method: style_of(method) for method in methods}
         for title, key, show, log in (
             ("Validation accuracy, %", "val_accuracy", lambda share: f"{100 * share:.4g}", False),
             ("Validation loss", "val_loss", _significant, True),
@@ -201,7 +201,7 @@ class Section:
             curves = {term: curve(metrics, method, term) for term in registry()[method].terms}
             curves = {term: shown for term, shown in curves.items() if shown.epochs}
             if len(curves) > 1:
-                styles = {term: Style(_style(method).colour, number) for number, term in enumerate(curves)}
+                styles = {term: Style(style_of(method).colour, number) for number, term in enumerate(curves)}
                 yield line_chart(
                     f"Terms of {method}'s loss, before their weights", curves, styles, _significant, log=True
                 )

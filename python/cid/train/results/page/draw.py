@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,10 +14,17 @@ from torch import Tensor
 from cid.train.results.curves import Curve
 from cid.train.results.page.gather import others
 
-# --- line charts -----------------------------------------------------------------------------------------------------
+
+def percent(share: float) -> str:
+    """A part of 1 as text, with one decimal, but for none and all."""
+    text = f"{100 * share:.1f}"
+    return {"0.0": "0", "-0.0": "0", "100.0": "100"}.get(text, text)
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
 
 # Of a chart, and of the area within it that the lines are drawn on.
-SIZE = {"width": 400, "height": 270, "left": 56, "right": 390, "top": 12, "bottom": 222}
+SIZE = {"width": 400, "height": 270, "left": 56, "right": 384, "top": 12, "bottom": 222}
 MARKS = 8  # on a line, about
 
 
@@ -57,15 +64,58 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A rectangle from the horizontal axis up, that says its value."""
+
+    x: float
+    width: float
+    top: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar for each interval of the horizontal axis."""
+
+    name: str
+    style: Style
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a chart shows, for those who read rather than look; the first column is the horizontal axis."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A line chart. The numbers of `table` are for those who read rather than look: a row an epoch."""
+    """Lines or bars between two axes.
+
+    Attributes:
+        title: what they show.
+        summary: the same with the most important numbers, for those who don't see them.
+        x_label: what the horizontal axis is.
+        x_ticks: on it.
+        y_ticks: on the vertical axis.
+        numbers: the values.
+        lines: over the bars.
+        bars: by the names of the legend.
+        guides: lines to compare with, as SVG takes points.
+    """
 
     title: str
     summary: str
+    x_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    lines: list[Line]
-    table: list[tuple[int, list[str]]]
+    numbers: Numbers
+    lines: list[Line] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
+    guides: list[str] = field(default_factory=list)
 
 
 def line_chart(
@@ -96,8 +146,8 @@ def line_chart(
     else:
         ticks = list(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high))
         low, high = ticks[0], ticks[-1]
-    y = _axis(low, high, SIZE["bottom"], SIZE["top"], log=log)
-    x = _axis(1, last, SIZE["left"], SIZE["right"])
+    y = axis(low, high, SIZE["bottom"], SIZE["top"], log=log)
+    x = axis(1, last, SIZE["left"], SIZE["right"])
     epochs = [int(tick) for tick in MaxNLocator(5, integer=True).tick_values(1, last) if 1 <= tick <= last] or [1]
 
     def draw(number: int, name: str, curve: Curve) -> Line:
@@ -109,8 +159,8 @@ def line_chart(
         return Line(
             name=name,
             style=styles[name],
-            points=_points(zip(across, map(y, curve.mean), strict=True)),
-            band=_points([*upper, *reversed(lower)]),
+            points=svg_points(zip(across, map(y, curve.mean), strict=True)),
+            band=svg_points([*upper, *reversed(lower)]),
             marks=[
                 Mark(across[i], y(curve.mean[i]), f"{name}, epoch {curve.epochs[i]}: {show(curve.mean[i])}")
                 for i in marked
@@ -121,31 +171,33 @@ def line_chart(
     return Chart(
         title=title,
         summary=f"{title} by epoch. At the end: {ends}.",
+        x_label="epoch",
         x_ticks=[Tick(x(epoch), str(epoch)) for epoch in epochs],
         y_ticks=[Tick(y(tick), show(tick)) for tick in ticks],
+        numbers=Numbers(
+            f"{title}: mean over the networks by epoch", ["epoch", *curves], _curve_table(curves, last, show)
+        ),
         lines=[draw(number, name, curve) for number, (name, curve) in enumerate(curves.items())],
-        table=_curve_table(curves, last, show),
     )
 
 
-def _axis(low: float, high: float, start: float, end: float, *, log: bool = False) -> Callable[[float], float]:
+def axis(low: float, high: float, start: float, end: float, *, log: bool = False) -> Callable[[float], float]:
     """Maps low..high to start..end; a single value to the middle."""
     scale = math.log if log else float
     first, length = scale(low), scale(high) - scale(low)
     return lambda value: round(start + (end - start) * ((scale(value) - first) / length if length else 0.5), 1)
 
 
-def _points(pairs: Iterable[tuple[float, float]]) -> str:
+def svg_points(pairs: Iterable[tuple[float, float]]) -> str:
+    """Points as SVG takes them."""
     return " ".join(f"{x:g},{y:g}" for x, y in pairs)
 
 
-def _curve_table(
-    curves: dict[str, Curve], last: int, show: Callable[[float], str], rows: int = 30
-) -> list[tuple[int, list[str]]]:
+def _curve_table(curves: dict[str, Curve], last: int, show: Callable[[float], str], rows: int = 30) -> list[list[str]]:
     """Each curve's mean at up to so many epochs, the last among them."""
     by_epoch = [dict(zip(curve.epochs, map(show, curve.mean), strict=True)) for curve in curves.values()]
     shown = range(last, 0, -math.ceil(last / rows))
-    return [(epoch, [one.get(epoch, NOTHING) for one in by_epoch]) for epoch in reversed(shown)]
+    return [[str(epoch), *(one.get(epoch, NOTHING) for one in by_epoch)] for epoch in reversed(shown)]
 
 
 # --- heat maps -------------------------------------------------------------------------------------------------------
@@ -243,7 +295,7 @@ class Strip:
 
 def strip(values: Sequence[float], mean: float, low: float, high: float) -> Strip:
     """Places accuracies between the lowest and the highest of all rows."""
-    x = _axis(low, high, 4, 96)
+    x = axis(low, high, 4, 96)
     return Strip([x(value) for value in values], x(mean))
 
 

@@ -15,6 +15,7 @@ from cid.train.config import Config
 from cid.train.data import Split, load_dataset
 from cid.train.folder import TEACHER, Result, RunFolder, network_name
 from cid.train.networks import interventional, read_network_for
+from cid.train.results.page.weights import WeightNumbers, gather_weights
 from cid.train.scoring import accuracy, all_logits, right, test_batches
 
 SAMPLES = 12  # shown of each kind of change
@@ -124,6 +125,7 @@ class RunNumbers:
         confusions: by method: (C, C), the part of a class's samples (row) that is taken for each class (column), mean
             over the networks; NaN for a class without a sample.
         intervention: None without a cid student.
+        weightings: of the training images.
     """
 
     title: str
@@ -135,6 +137,7 @@ class RunNumbers:
     scale: float
     confusions: dict[str, Tensor]
     intervention: Intervention | None
+    weightings: list[WeightNumbers]
 
 
 def gather(
@@ -180,6 +183,7 @@ def gather(
         scale=data.preprocessing.scale,
         confusions={method: _mean(each) for method, each in confusions.items()},
         intervention=_intervention(students, data.test) if students else None,
+        weightings=gather_weights(path, config, data),
     )
 
 
