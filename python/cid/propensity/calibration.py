@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 import cid._checks as check
 
 LOWEST, HIGHEST = 0.05, 1e3
-_HALVINGS = 40  # of log(HIGHEST / LOWEST), 9.9: to a part of 1e-11
+MOST_NOISE = 0.9
+_HALVINGS = 40  # of log(HIGHEST / LOWEST), 9.9: to 1e-11
+_TRIED = 40  # temperatures, each 1.3 times the next, before the best of them is refined
 
 
 def calibrate(logits: Tensor, target: Tensor) -> float:
@@ -51,13 +54,7 @@ def calibrate(logits: Tensor, target: Tensor) -> float:
         expected = (torch.softmax(z * math.exp(-log_temperature), 1) * z).sum(1).mean()
         return bool(expected < shown)
 
-    low, high = math.log(LOWEST), math.log(HIGHEST)
-    if not falls(high):
-        return HIGHEST
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if falls(middle) else (middle, high)
-    return math.exp(high)
+    return math.exp(_first(falls, math.log(LOWEST), high)) if falls(high := math.log(HIGHEST)) else HIGHEST
 
 
 class NoisyCalibration(NamedTuple):
@@ -87,7 +84,8 @@ def calibrate_with_noise(logits: Tensor, target: Tensor, *, weight: Tensor | Non
         weight: w, shape (N,), finite, from 0, not all 0; those that the model was trained with. None for ones.
 
     Returns:
-        T and the rate, the best that LBFGS finds from several starts, in float64.
+        T and the rate. In the rate the cross-entropy is convex, and its derivative is bisected; so is that in log T,
+        about the best of temperatures from all of the range. All in float64.
 
     Raises:
         TypeError: An argument has a wrong type or dtype.
@@ -95,45 +93,43 @@ def calibrate_with_noise(logits: Tensor, target: Tensor, *, weight: Tensor | Non
 
     Example:
         >>> import torch
-        >>> right = torch.arange(300) % 3
-        >>> wrong = torch.where(torch.arange(300) < 30, (right + 1) % 3, right)  # of those at random a third is right
-        >>> found = calibrate_with_noise(9.0 * torch.eye(3)[right], wrong)
-        >>> round(found.noise, 2)
-        0.15
+        >>> sure, unsure = torch.tensor([9.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+        >>> logits = torch.cat([sure.expand(100, 3), unsure.expand(100, 3)])
+        >>> target = torch.tensor([0, 1, 2]).repeat(2).repeat_interleave(torch.tensor([90, 5, 5, 54, 23, 23]))
+        >>> found = calibrate_with_noise(logits, target)
+        >>> round(found.temperature, 1), round(found.noise, 2)
+        (1.0, 0.15)
+
+        Where the model is sure, 10 in 100 are wrong: of labels at random two thirds are.
 
     Source: the noise of Natarajan et al. 2013, "Learning with Noisy Labels", beside the temperature of Guo et al. 2017.
     """
     z = _checked(logits, target, weight)
     w = torch.ones_like(z[:, 0]) if weight is None else weight.detach().double()
-    w, classes = w / w.sum(), z.shape[1]
+    counts, chance = w > 0, 1 / z.shape[1]  # samples that do not count may be impossible ones
+    z, y, w = z[counts], target[counts][:, None], w[counts] / w.max()
+    w = w / w.sum()
 
-    def surprise(temperature: Tensor, noise: Tensor) -> Tensor:
-        own = torch.softmax(z / temperature, 1).gather(1, target[:, None])[:, 0]
-        # What a softmax rounds to 0 has to have a logarithm.
-        return -(w * ((1 - noise) * own + noise / classes + 1e-30).log()).sum()
+    def fitted(log_temperature: float) -> tuple[float, float, bool]:
+        """The least cross-entropy at this temperature, the rate there, and whether it rises with the temperature."""
+        scaled = z * math.exp(-log_temperature)
+        belief = torch.softmax(scaled, 1)
+        own = belief.gather(1, y)[:, 0]
+        gain = chance - own  # of a label's probability, by the rate
 
-    def unpacked(free: Tensor) -> tuple[Tensor, Tensor]:
-        share, noise = free.sigmoid()
-        return LOWEST * (HIGHEST / LOWEST) ** share, _MOST_NOISE * noise
+        def rises(noise: float) -> bool:
+            return bool((w * gain / (own + noise * gain)).sum() <= 0)
 
-    found: list[tuple[float, NoisyCalibration]] = []
-    for temperature, noise in ((0.5, 0.02), (0.5, 0.5), (2.0, 0.02), (2.0, 0.5)):
-        share = math.log(temperature / LOWEST) / math.log(HIGHEST / LOWEST)
-        start = torch.tensor([share, noise / _MOST_NOISE], dtype=torch.float64, device=z.device)
-        free = start.logit().requires_grad_()
-        optimizer = torch.optim.LBFGS([free], max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+        noise = 0.0 if rises(0.0) else _first(rises, 0.0, MOST_NOISE)
+        mixed, lead = own + noise * gain, scaled.gather(1, y)[:, 0] - (belief * scaled).sum(1)
+        return -float((w * mixed.log()).sum()), noise, bool((w * own / mixed * lead).sum() >= 0)
 
-        def closure(free: Tensor = free, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
-            optimizer.zero_grad()
-            loss = surprise(*unpacked(free))
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            optimizer.step(closure)
-        end = unpacked(free.detach())
-        found.append((float(surprise(*end)), NoisyCalibration(*map(float, end))))
-    return min(found)[1]
+    tried = torch.linspace(math.log(HIGHEST), math.log(LOWEST), _TRIED, dtype=torch.float64).tolist()
+    best = min(range(_TRIED), key=lambda i: fitted(tried[i])[0])
+    low, high = tried[min(best + 1, _TRIED - 1)], tried[max(best - 1, 0)]
+    refined = _first(lambda each: fitted(each)[2], low, high)
+    log_temperature = min(tried[best], refined, key=lambda each: fitted(each)[0])
+    return NoisyCalibration(min(max(math.exp(log_temperature), LOWEST), HIGHEST), fitted(log_temperature)[1])
 
 
 def right_label_belief(logits: Tensor, target: Tensor, calibration: NoisyCalibration) -> Tensor:
@@ -163,14 +159,20 @@ def right_label_belief(logits: Tensor, target: Tensor, calibration: NoisyCalibra
     Source: Bayes' rule.
     """
     z, (temperature, noise) = _checked(logits, target, None), calibration
-    check.number("calibration.noise", noise, low=0, high=_MOST_NOISE)
+    check.number("calibration.temperature", temperature, low=LOWEST, high=HIGHEST)
+    check.number("calibration.noise", noise, low=0, high=MOST_NOISE)
     own = (1 - noise) * torch.softmax(z / temperature, 1).gather(1, target[:, None])[:, 0]
     other = noise / z.shape[1]
-    belief = torch.where(own == 0, 0.0, own / (own + other)) if other else torch.ones_like(own)
+    belief = own / (own + other) if other else torch.ones_like(own)
     return belief.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-_MOST_NOISE = 0.9
+def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Where something begins to hold between two numbers, up to the second, by bisection."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _checked(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -192,9 +194,8 @@ def _checked(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     if not bool(z.isfinite().all()):
         raise ValueError("logits: got a NaN or an infinity, accepted: finite numbers")
     if weight is not None:
-        check.beside("logits", logits, weight=weight)
-        check.shape("weight", weight, logits.shape[:1])
-        if not (bool((weight >= 0).all()) and 0 < float(weight.max()) < math.inf):
+        check.weights("weight", weight, "logits", logits)
+        if not (bool(check.are_weights(weight).all()) and bool(weight.any())):
             raise ValueError(
                 "weight: got a negative, NaN or infinite number, or zeros alone, accepted: finite numbers >= 0"
             )
