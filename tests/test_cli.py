@@ -35,7 +35,7 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
             "--data nowhere",
             "--data: got 'nowhere', accepted: digits, coloured-digits, mnist, colored-mnist, cifar10",
         ),
-        ("--teacher vgg", "--teacher or --student: got 'vgg', accepted: cnn-W"),
+        ("--teacher vgg", "--teacher, --student or --ipw-context: got 'vgg', accepted: cnn-W"),
         ("--device tpu", "--device: got 'tpu', accepted: auto, cpu, cuda, cuda:N or mps"),
         ("--device cuda:x", "--device: got 'cuda:x'"),
         ("--epochs 5 --warmup-epochs 5", "--warmup-epochs: got 5, accepted: less than --epochs, here 5"),

@@ -7,7 +7,7 @@ from tests import draws
 from tests.train.models.counts import CIFAR10
 
 
-@pytest.mark.parametrize("name", ["cnn-3", "resnet8", "wrn-10-1"])
+@pytest.mark.parametrize("name", ["cnn-3", "convnet-2", "resnet8", "wrn-10-1", "patches-4"])
 @pytest.mark.parametrize("spec", [InputSpec(1, (12, 12), 10), InputSpec(3, (32, 32), 7)])
 def test_maps_images_to_logits(name: str, spec: InputSpec) -> None:
     model = build_model(name, spec)
@@ -22,7 +22,9 @@ def test_weights_come_from_the_global_seed() -> None:
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("name", ["resnet21", "resnet2", "wrn-17-2", "wrn-4-1", "wrn-16-0", "cnn-0", "vgg", "", "cnn-"])
+@pytest.mark.parametrize(
+    "name", ["resnet21", "resnet2", "wrn-17-2", "wrn-4-1", "wrn-16-0", "cnn-0", "patches-0", "convnet-", "vgg", ""]
+)
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--teacher or --student: got '{name}', accepted: "):
+    with pytest.raises(ConfigError, match=rf"--teacher, --student or --ipw-context: got '{name}', accepted: "):
         build_model(name, CIFAR10)

@@ -15,7 +15,7 @@ from cid.train.models.cnn import build_cnn
 from cid.train.models.convnet import build_convnet
 from cid.train.models.patches import build_patches
 from cid.train.models.resnet import build_resnet
-from cid.train.models.spec import InputSpec
+from cid.train.models.spec import NAMED_BY, InputSpec
 from cid.train.models.timm import build_timm
 from cid.train.models.wide_resnet import build_wide_resnet
 
@@ -42,7 +42,7 @@ def build_model(name: str, spec: InputSpec) -> nn.Module:
     for pattern, build in MODELS.values():
         if found := re.fullmatch(pattern, name):
             return build(found, spec)
-    raise ConfigError(f"--teacher or --student: got {name!r}, accepted: {', '.join(MODELS)}")
+    raise ConfigError(f"{NAMED_BY}: got {name!r}, accepted: {', '.join(MODELS)}")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cid._errors import ConfigError
 from cid.train.models.layers import conv_norm, initialise, pool_and_classify, stages
-from cid.train.models.spec import InputSpec
+from cid.train.models.spec import NAMED_BY, InputSpec
 
 
 class BasicBlock(nn.Module):
@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
 def build_resnet(depth: int, spec: InputSpec) -> nn.Module:
     """The residual network of He et al. 2016 for CIFAR: 6n + 2 layers of 16, 32 and 64 channels."""
     if depth < 8 or depth % 6 != 2:
-        raise ConfigError(f"--teacher or --student: got 'resnet{depth}', accepted: a depth of 6n + 2, from 8 up")
+        raise ConfigError(f"{NAMED_BY}: got 'resnet{depth}', accepted: a depth of 6n + 2, from 8 up")
     return initialise(
         nn.Sequential(
             *conv_norm(spec.channels, 16),

@@ -10,3 +10,7 @@ class InputSpec:
     channels: int
     size: tuple[int, int]
     classes: int
+
+
+# What a network's name is an argument of, for what is wrong with it.
+NAMED_BY = "--teacher, --student or --ipw-context"

@@ -7,7 +7,7 @@ import difflib
 from torch import nn
 
 from cid._errors import ConfigError
-from cid.train.models.spec import InputSpec
+from cid.train.models.spec import NAMED_BY, InputSpec
 
 
 def build_timm(name: str, spec: InputSpec) -> nn.Module:
@@ -15,10 +15,10 @@ def build_timm(name: str, spec: InputSpec) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"--teacher or --student: 'timm:{name}' needs timm: pip install timm") from error
+        raise ConfigError(f"{NAMED_BY}: 'timm:{name}' needs timm: pip install timm") from error
     if name not in timm.list_models():
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"; close: {', '.join(close)}" if close else ""
-        raise ConfigError(f"--teacher or --student: got 'timm:{name}', accepted: a name of timm.list_models(){hint}")
+        raise ConfigError(f"{NAMED_BY}: got 'timm:{name}', accepted: a name of timm.list_models(){hint}")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=spec.classes, in_chans=spec.channels)
     return model

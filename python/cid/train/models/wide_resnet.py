@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cid._errors import ConfigError
 from cid.train.models.layers import conv_norm, initialise, pool_and_classify, stages
-from cid.train.models.spec import InputSpec
+from cid.train.models.spec import NAMED_BY, InputSpec
 
 
 class WideBlock(nn.Module):
@@ -33,8 +33,7 @@ def build_wide_resnet(depth: int, factor: int, spec: InputSpec) -> nn.Module:
     """The wide residual network WRN-d-k: 6n + 4 layers of 16k, 32k and 64k channels."""
     if depth < 10 or depth % 6 != 4 or factor < 1:
         raise ConfigError(
-            f"--teacher or --student: got 'wrn-{depth}-{factor}', accepted: a depth of 6n + 4, from 10 up, and a "
-            "factor from 1 up"
+            f"{NAMED_BY}: got 'wrn-{depth}-{factor}', accepted: a depth of 6n + 4, from 10 up, and a factor from 1 up"
         )
     width = 64 * factor
     return initialise(
