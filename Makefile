@@ -18,7 +18,7 @@ RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: .venv/.native ## Set up, then distil a digits classifier three ways and print the table
+demo: .venv/.native ## Set up, then distil a digits classifier four ways and print the table
 	cid distill
 
 test: pytest cargo-test ## Set up, then run all tests, doctests included
