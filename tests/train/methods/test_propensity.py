@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cid import cli
 from cid._errors import ConfigError
 from cid.functional import context_weights
-from cid.propensity import CrossFit, calibrate, propensity_weights
+from cid.propensity import CrossFit, calibrate, calibrate_with_noise, propensity_weights, right_label_belief
 from cid.train.config import resolve
 from cid.train.methods import SampleWeights
 from cid.train.methods._propensity import InversePropensity
+from cid.train.run.inputs import Inputs
 from cid.train.sections import ModelsConfig, OptimConfig
 from tests import draws
 
@@ -29,6 +33,14 @@ class Fold(nn.Module):
         self.number = int(number)
 
 
+class Asked(NamedTuple):
+    name: str
+    model: str
+    epochs: int
+    index: Tensor | None
+    weight: Tensor | None
+
+
 @dataclass
 class FakeLab:
     """Networks of one kind yield the same logits for training samples, and each fold's its own for the others."""
@@ -40,7 +52,7 @@ class FakeLab:
     classes: int = CLASSES
     labels: Tensor = field(default_factory=lambda: torch.arange(SAMPLES) % CLASSES)
     validation_labels: Tensor = field(default_factory=lambda: torch.arange(OTHERS) % CLASSES)
-    asked: list[tuple[str, str, int, Tensor | None, Tensor | None]] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         kinds = ("context", "full1", "full2")
@@ -52,7 +64,7 @@ class FakeLab:
     def train(
         self, name: str, model: str, epochs: int, *, index: Tensor | None = None, weight: Tensor | None = None
     ) -> nn.Module:
-        self.asked.append((name, model, epochs, index, weight))
+        self.asked.append(Asked(name, model, epochs, index, weight))
         return Fold(name)
 
     def logits(self, network: nn.Module, index: Tensor | None = None) -> Tensor:
@@ -64,63 +76,93 @@ class FakeLab:
         assert isinstance(network, Fold)
         return self.others[network.kind][network.number]
 
-    def beliefs(self, kind: str) -> tuple[Tensor, Tensor]:
-        """What the definition says of training and validation samples."""
-        temperature = calibrate(self.samples[kind], self.labels)
-        others = torch.stack(
-            [context_weights(logits, self.validation_labels, temperature=temperature) for logits in self.others[kind]]
-        )
-        return context_weights(self.samples[kind], self.labels, temperature=temperature), others.mean(0)
+    def context(self) -> tuple[Tensor, Tensor]:
+        """What the definition says of training and validation samples: the belief in the label."""
+        temperature = calibrate(self.samples["context"], self.labels)
+        others = [
+            context_weights(logits, self.validation_labels, temperature=temperature)
+            for logits in self.others["context"]
+        ]
+        own = context_weights(self.samples["context"], self.labels, temperature=temperature)
+        return own, torch.stack(others).mean(0)
+
+    def full(self, kind: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The same: that the label is right, by networks trained with these weights."""
+        found = calibrate_with_noise(self.samples[kind], self.labels, weight=weight)
+        others = [right_label_belief(logits, self.validation_labels, found) for logits in self.others[kind]]
+        return right_label_belief(self.samples[kind], self.labels, found), torch.stack(others).mean(0)
 
 
 def options(**changed: Any) -> InversePropensity:
-    given: dict[str, Any] = {"folds": FOLDS, "context_epochs": 2, "clip": 5.0, "numerator": "full", "rounds": 1}
-    return InversePropensity(**{**given, **changed})
+    usual: dict[str, Any] = {"folds": FOLDS, "context": "patches-4", "context_epochs": 2, "clip": 5.0}
+    return InversePropensity(**{**usual, "numerator": "full", "epochs": 7, "rounds": 1, **changed})
 
 
 def compute(lab: FakeLab, **changed: Any) -> SampleWeights:
     return options(**changed).compute(lab)
 
 
+# In the definition and in the stage a belief in the label is rounded in another order: some roundings of float32.
+NEAR: dict[str, float] = {"rtol": 1e-5, "atol": 0}
+
+
 def assert_weights(found: SampleWeights, context: tuple[Tensor, Tensor], full: tuple[Tensor, Tensor] | None) -> None:
     numerators = full or (None, None)
     assert found.validation is not None
     for got, belief, numerator in zip((found.train, found.validation), context, numerators, strict=True):
-        # The mean of the folds' beliefs may be added up in another order.
-        torch.testing.assert_close(got, propensity_weights(belief, numerator, clip=5.0), rtol=2e-6, atol=0)
+        torch.testing.assert_close(got, propensity_weights(belief, numerator, clip=5.0), **NEAR)
 
 
 def test_the_weights_are_full_by_context(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
     found = compute(lab)
-    assert_weights(found, lab.beliefs("context"), lab.beliefs("full1"))
-    assert torch.equal(found.kept["context_belief"], lab.beliefs("context")[0])
-    assert torch.equal(found.kept["full_belief"], lab.beliefs("full1")[0])
-    assert found.notes["full_temperature"] == calibrate(lab.samples["full1"], lab.labels)
+    context = lab.context()
+    first = propensity_weights(context[0], clip=5.0)
+    full = lab.full("full1", first)
+    assert_weights(found, context, full)
+    torch.testing.assert_close(found.kept["context_belief"], context[0], **NEAR)
+    torch.testing.assert_close(found.kept["full_belief"], full[0], **NEAR)
+    calibration = calibrate_with_noise(lab.samples["full1"], lab.labels, weight=first)
+    assert found.notes == pytest.approx(
+        {
+            "context_temperature": calibrate(lab.samples["context"], lab.labels),
+            "full_temperature": calibration.temperature,
+            "full_noise": calibration.noise,
+        },
+        rel=1e-5,
+        abs=1e-5,
+    )
     names = [f"{kind}-fold{fold}" for kind in ("context", "full1") for fold in range(FOLDS)]
-    assert [name for name, *_ in lab.asked] == names
-    assert [epochs for _, _, epochs, *_ in lab.asked] == [2] * FOLDS + [30] * FOLDS
-    for fold, (_, model, _, index, weight) in enumerate(lab.asked):
-        assert model == "cnn-5"
-        assert index is not None
-        assert torch.equal(index, CrossFit(SAMPLES, FOLDS, 3).split(fold % FOLDS)[0])
-        assert weight is None
+    assert [asked.name for asked in lab.asked] == names
+    for number, asked in enumerate(lab.asked):
+        of_context = number < FOLDS
+        assert (asked.model, asked.epochs) == (("patches-4", 2) if of_context else ("cnn-5", 7))
+        assert asked.index is not None
+        assert torch.equal(asked.index, CrossFit(SAMPLES, FOLDS, 3).split(number % FOLDS)[0])
+        assert (asked.weight is None) == of_context
+        if asked.weight is not None:  # one as biased as the teacher would take what matters for wrong labels
+            torch.testing.assert_close(asked.weight, first, **NEAR)
 
 
 def test_the_plain_inverse_asks_for_the_context_alone(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
-    assert_weights(compute(lab, numerator="one"), lab.beliefs("context"), None)
+    found = compute(lab, numerator="one")
+    assert_weights(found, lab.context(), None)
+    assert list(found.notes) == ["context_temperature"]
+    assert list(found.kept) == ["context_belief"]
     assert len(lab.asked) == FOLDS
 
 
 def test_a_round_more_is_by_networks_of_the_last_weights(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
     found = compute(lab, rounds=2)
-    assert_weights(found, lab.beliefs("context"), lab.beliefs("full2"))
-    last = propensity_weights(lab.beliefs("context")[0], lab.beliefs("full1")[0], clip=5.0)
-    for name, *_, weight in lab.asked:
-        assert (weight is not None) == name.startswith("full2")
-        assert weight is None or torch.equal(weight, last)
+    context = lab.context()
+    weights = {"context": None, "full1": propensity_weights(context[0], clip=5.0)}
+    weights["full2"] = propensity_weights(context[0], lab.full("full1", weights["full1"])[0], clip=5.0)
+    assert_weights(found, context, lab.full("full2", weights["full2"]))
+    assert [asked.name for asked in lab.asked] == [f"{kind}-fold{fold}" for kind in weights for fold in range(FOLDS)]
+    for asked in lab.asked:
+        torch.testing.assert_close(asked.weight, weights[asked.name.partition("-")[0]], **NEAR)
 
 
 def test_finished_folds_are_not_trained_again(tmp_path: Path) -> None:
@@ -134,18 +176,44 @@ def test_more_folds_than_images(tmp_path: Path) -> None:
         compute(FakeLab(tmp_path), folds=31)
 
 
-@pytest.mark.parametrize(("epochs", "teacher", "context"), [(240, None, 24), (30, 50, 5), (3, None, 1)])
-def test_the_context_has_a_tenth_of_the_epochs(epochs: int, teacher: int | None, context: int) -> None:
-    given = {"optim.epochs": epochs, "data.name": "cifar10"}
-    method = resolve(given if teacher is None else {**given, "optim.teacher_epochs": teacher}).method
-    assert method.ipw_context_epochs == context
-    assert resolve({**given, "method.ipw_context_epochs": 7}).method.ipw_context_epochs == 7
+@pytest.mark.parametrize(
+    ("given", "context", "full"),
+    [
+        ({"optim.epochs": 240}, 40, 80),
+        ({"optim.epochs": 30, "optim.teacher_epochs": 50}, 8, 17),
+        ({"optim.epochs": 240, "method.ipw_folds": 2, "method.ipw_rounds": 2}, 80, 80),
+        ({"optim.epochs": 240, "method.ipw_context_epochs": 20}, 20, 100),
+        ({"optim.epochs": 240, "method.ipw_epochs": 9}, 40, 9),
+        ({"optim.epochs": 4}, 1, 1),
+        ({"optim.epochs": 1}, 1, 1),
+    ],
+)
+def test_the_context_has_a_third_and_the_numerator_the_rest(given: dict[str, Any], context: int, full: int) -> None:
+    method = resolve({"data.name": "cifar10", **given}).method
+    assert (method.ipw_context_epochs, method.ipw_epochs) == (context, full)
+
+
+@given(st.integers(1, 400), st.integers(2, 9), st.integers(1, 4))
+def test_the_weights_cost_no_more_than_the_teacher(teacher: int, folds: int, rounds: int) -> None:
+    given = {"optim.teacher_epochs": teacher, "method.ipw_folds": folds, "method.ipw_rounds": rounds}
+    method = resolve({"data.name": "cifar10", **given}).method
+    context, full = method.ipw_context_epochs, method.ipw_epochs
+    assert isinstance(context, int)
+    assert isinstance(full, int)
+    # Each of K networks sees (K - 1) / K of the images in an epoch.
+    cost = (folds - 1) * (context + rounds * full)
+    # Of one epoch, a network costs what it costs.
+    assert cost <= teacher or full == 1
+    assert context >= 1
+    assert full >= 1
+    if rounds == 1 and teacher >= 2 * (folds - 1):
+        assert teacher - folds < cost <= teacher
 
 
 def test_methods_of_equal_options_share_the_weights() -> None:
     method = resolve({"method.ipw_clip": 7.0}).method
     one, other = (method.options(name).weighting() for name in ("kd-ipw", "cid-ipw"))
-    assert one == other == InversePropensity(3, 5, 7.0, "full", 1)
+    assert one == other == InversePropensity(3, "patches-16", 8, 7.0, "full", 17, 1)
     assert hash(one) == hash(other)
     assert all(method.options(name).weighting() is None for name in ("labels", "kd", "cid"))
 
@@ -157,6 +225,7 @@ def test_methods_of_equal_options_share_the_weights() -> None:
         ({"ipw_context_epochs": 0}, "--ipw-context-epochs: got 0, accepted: a number of at least 1"),
         ({"ipw_clip": 0.5}, r"--ipw-clip: got 0\.5, accepted: a number of at least 1"),
         ({"ipw_numerator": "two"}, "--ipw-numerator: got 'two', accepted: full or one"),
+        ({"ipw_epochs": 0}, "--ipw-epochs: got 0, accepted: a number of at least 1"),
         ({"ipw_rounds": 0}, "--ipw-rounds: got 0, accepted: a number of at least 1"),
         (
             {"ipw_rounds": 2, "ipw_numerator": "one", "methods": ("kd-ipw",)},
@@ -171,3 +240,17 @@ def test_methods_of_equal_options_share_the_weights() -> None:
 def test_what_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
         resolve({f"method.{name}": value for name, value in given.items()})
+
+
+def test_an_unknown_context_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["distill", "--ipw-context", "vgg", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, "--methods", "kd-ipw"]) != 0
+    message = "--teacher, --student or --ipw-context: got 'vgg', accepted: "
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=message):
+        Inputs.load(resolve({"method.ipw_context": "vgg", "method.methods": ("cid-ipw",), "run.device": "cpu"}))
+    # Who does not ask for it need not name it rightly.
+    Inputs.load(resolve({"method.ipw_context": "vgg", "method.methods": ("kd",), "run.device": "cpu"}))
