@@ -21,18 +21,18 @@ def propensity_weights(
 ) -> Tensor:
     r"""Stabilised inverse propensities, of mean 1.
 
-    .. math::
-        w_i \propto \frac{p_\mathrm{full}(y_i \mid x_i)}{\max(p_\mathrm{context}(y_i \mid x_i), \mathrm{floor})^\lambda}
+    .. math:: w_i \propto \frac{\pi_i}{\max(p_\mathrm{context}(y_i \mid x_i), \mathrm{floor})^\lambda}
 
     Scaled to mean 1, clipped from above at `clip`, and scaled to mean 1 again, which may lift the largest above it.
-    Both beliefs are by models that have not seen the sample (`CrossFit`), and calibrated: in the true class by a model
-    that knows the context and not more, and that the label is right at all. Where only the context speaks against the
-    label, the sample is heavy; where both do, it is likely mislabelled, and is not.
+    The denominator is the belief in the label of a model that knows the context and not more, calibrated (`calibrate`);
+    the numerator is how likely the label is right, by a model that knows all it can (`right_label_belief`). Neither has
+    seen the sample (`CrossFit`). Where only the context speaks against the label, the sample is heavy; where both do,
+    it is likely mislabelled, and is not.
 
     Args:
         context_belief: Of a model that knows the context and not more, shape (N,), from 0 to 1.
-        full_belief: That the label is right, by a model that knows all it can (`right_label_belief`), of the same
-            shape; None for ones, which is the plain inverse propensity: labels have to be right then.
+        full_belief: That the label is right, shape (N,), from 0 to 1; None for ones, which is the plain inverse
+            propensity: labels have to be right then.
         target: Labels, int64, shape (N,), from 0. With them the weights of each class have mean 1: a class that no
             context speaks against would vanish beside the others.
         power: :math:`\lambda`, from 0, which is no intervention, to 1, the plain inverse; `context_power` finds it.
