@@ -28,7 +28,7 @@ def test_it_runs_what_is_missing(
     arguments = ["run", str(out), "--setting", SETTING, f"--options={TINY}", "--seeds"]
     call(monkeypatch, *arguments, "3")
     rows = bias.rows(out)
-    assert [row["method"] for row in rows] == ["kd", "kd-ipw", "teacher"]
+    assert [row["method"] for row in rows] == ["kd-ipw", "kd", "teacher"]
     for row in rows:
         assert (row["setting"], row["options"], row["seed"]) == (SETTING, TINY, 3)
         assert 0 <= bias.unbiased(row) <= 1
@@ -54,7 +54,7 @@ def test_it_runs_what_is_missing(
 
 def test_a_run_that_fails_says_how(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"cid\.cli distill .*--ipw-folds 1.*: .*--ipw-folds: got 1, accepted"):
-        bias.run(tmp_path / "out.jsonl", [SETTING], [0], ["--ipw-folds", "1"], 1)
+        bias.run(tmp_path / "out.jsonl", [SETTING], [0], ["--ipw-folds", "1"], None, 1)
     assert bias.rows(tmp_path / "out.jsonl") == []
 
 

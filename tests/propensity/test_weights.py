@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cid.propensity import effective_sample_size, overlap_warnings, propensity_weights
+from cid.propensity import context_power, effective_sample_size, overlap_warnings, propensity_weights
+from tests import draws
 
 BELIEFS = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 EPSILON = 2.0**-23  # of float32, to which weights are rounded once
@@ -80,12 +81,63 @@ def test_what_is_refused(context: list[float], options: dict[str, Any], message:
         propensity_weights(torch.ones(1, dtype=torch.int64))
 
 
-@given(st.lists(st.floats(0, 1e30), min_size=1, max_size=30).filter(any), st.floats(1e-20, 1e20))
+@given(st.lists(st.just(0.0) | st.floats(1e-30, 1e30), min_size=1, max_size=30).filter(any), st.floats(1e-20, 1e20))
 def test_the_effective_size_is_of_the_ratios_alone(weight: list[float], factor: float) -> None:
     size = effective_sample_size(beliefs(weight))
     near = 4 * len(weight) * 2.0**-52
     assert 1 - near <= size <= len(weight) * (1 + near)
     assert effective_sample_size(beliefs(weight) * factor) == pytest.approx(size, rel=4 * near)
+
+
+def test_each_class_keeps_its_share() -> None:
+    belief, target = draws.uniform(40), torch.arange(40) % 3
+    belief[target == 2] = 0.99  # no context speaks against it: all together it would nearly vanish
+    weight = propensity_weights(belief, target=target)
+    for label in range(3):
+        assert float(weight[target == label].double().mean()) == pytest.approx(1, rel=1e-6)
+    torch.testing.assert_close(weight[target == 2], torch.ones(13))
+    alone = propensity_weights(belief[target == 0])
+    torch.testing.assert_close(weight[target == 0], alone)
+    # A class that the full model takes for wrong throughout counts nothing, and harms no other.
+    full = (target != 1).float()
+    assert float(propensity_weights(belief, full, target=target)[target == 1].max()) == 0
+
+
+def test_the_power() -> None:
+    belief = draws.uniform(40).clamp_min(0.1)
+    assert torch.equal(propensity_weights(belief, power=0.0), torch.ones(40))
+    squared = propensity_weights(belief**2, power=0.5, clip=1e9)
+    torch.testing.assert_close(squared, propensity_weights(belief, clip=1e9))
+
+
+def test_what_the_context_tells() -> None:
+    target = torch.arange(40) % 4
+    assert context_power(torch.full((40,), 0.25), target) == pytest.approx(0, abs=1e-12)
+    assert context_power(torch.full((40,), 0.1), target) == 0  # worse than a guess
+    assert context_power(torch.ones(40), target) == 1
+    # Half of log 4 is told: as much as is left.
+    assert context_power(torch.full((40,), 0.5), target) == pytest.approx(0.5, rel=1e-6)
+    # Three quarters: the odds of 3, squared.
+    assert context_power(torch.full((40,), 4**-0.25, dtype=torch.float64), target) == pytest.approx(0.9, rel=1e-9)
+    assert context_power(torch.ones(3), torch.zeros(3, dtype=torch.int64)) == 0  # there is nothing to tell
+    assert 0 <= context_power(torch.zeros(40), target) <= 1
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (torch.zeros(2), TypeError, r"^target: got torch\.float32, accepted: torch\.int64$"),
+        (torch.zeros(3, dtype=torch.int64), ValueError, r"^target: got shape \(3,\), accepted: \(2,\)$"),
+        (torch.tensor([0, -1]), ValueError, r"^target: got label -1, accepted: 0 and up$"),
+    ],
+)
+def test_labels_that_are_refused(target: torch.Tensor, error: type[Exception], message: str) -> None:
+    belief = torch.tensor([0.5, 0.5])
+    for call in (lambda: propensity_weights(belief, target=target), lambda: context_power(belief, target)):
+        with pytest.raises(error, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"^power: got 1\.5, accepted"):
+        propensity_weights(belief, power=1.5)
 
 
 @pytest.mark.parametrize("weight", [[0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0]])

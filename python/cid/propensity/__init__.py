@@ -5,9 +5,9 @@ propensities (Horvitz and Thompson 1952; Robins 1986). The propensity of a sampl
 of a model that knows its context and not more, calibrated, and that has not seen the sample: `CrossFit` trains such
 models, `calibrate` finds their temperature. So that wrong labels do not count most, the numerator is how likely a label
 is right: `calibrate_with_noise` and `right_label_belief`, of models that know all they can and are trained with the
-weights so far. `propensity_weights` makes the weights, and `overlap_warnings` says where they had better not be trusted.
-The losses take them as `weight`. All of it is plain PyTorch, of any models and loops; `cid distill --methods kd-ipw`
-does it as a stage of a run.
+weights so far. `context_power` says how much the context tells at all, `propensity_weights` makes the weights, and
+`overlap_warnings` says where they had better not be trusted. The losses take them as `weight`. All of it is plain
+PyTorch, of any models and loops; `cid distill --methods kd-ipw` does it as a stage of a run.
 """
 
 from cid.propensity.calibration import NoisyCalibration, calibrate, calibrate_with_noise, right_label_belief

@@ -215,5 +215,5 @@ def test_a_new_method_is_one_file(tmp_path: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Terms of mse&#39;s loss, before their weights" in page
     assert "Terms of kd&#39;s loss, before their weights" in page
-    assert f'class="strip c{len(registry()) % 4 + 1}"' in page  # that after all others', of which there are four
+    assert f'class="strip c{len(registry()) % 8 + 1}"' in page  # that after all others', of which there are eight
     assert cid(f"eval {run} --method mse").startswith("mse-seed0: accuracy ")

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from cid import cli
 from cid._errors import ConfigError
 from cid.functional import context_weights
-from cid.propensity import CrossFit, calibrate, calibrate_with_noise, propensity_weights, right_label_belief
+from cid.propensity import (
+    CrossFit,
+    calibrate,
+    calibrate_with_noise,
+    context_power,
+    propensity_weights,
+    right_label_belief,
+)
 from cid.train.config import resolve
 from cid.train.methods import SampleWeights
 from cid.train.methods._propensity import InversePropensity
@@ -93,8 +100,11 @@ class FakeLab:
         return right_label_belief(self.samples[kind], self.labels, found), torch.stack(others).mean(0)
 
 
+POWER = 0.7
+
+
 def options(**changed: Any) -> InversePropensity:
-    usual: dict[str, Any] = {"folds": FOLDS, "context": "patches-4", "context_epochs": 2, "clip": 5.0}
+    usual: dict[str, Any] = {"folds": FOLDS, "context": "patches-4", "context_epochs": 2, "clip": 5.0, "power": POWER}
     return InversePropensity(**{**usual, "numerator": "full", "epochs": 7, "rounds": 1, **changed})
 
 
@@ -103,29 +113,38 @@ def compute(lab: FakeLab, **changed: Any) -> SampleWeights:
 
 
 # In the definition and in the stage a belief in the label is rounded in another order: some roundings of float32.
-NEAR: dict[str, float] = {"rtol": 1e-5, "atol": 0}
+NEAR: dict[str, Any] = {"rtol": 1e-5, "atol": 0}
 
 
-def assert_weights(found: SampleWeights, context: tuple[Tensor, Tensor], full: tuple[Tensor, Tensor] | None) -> None:
+def weights(lab: FakeLab, context: Tensor, full: Tensor | None = None, power: float = POWER) -> Tensor:
+    """Of the training samples."""
+    return propensity_weights(context, full, target=lab.labels, power=power, clip=5.0)
+
+
+def assert_weights(
+    lab: FakeLab, found: SampleWeights, context: tuple[Tensor, Tensor], full: tuple[Tensor, Tensor] | None
+) -> None:
     numerators = full or (None, None)
     assert found.validation is not None
-    for got, belief, numerator in zip((found.train, found.validation), context, numerators, strict=True):
-        torch.testing.assert_close(got, propensity_weights(belief, numerator, clip=5.0), **NEAR)
+    torch.testing.assert_close(found.train, weights(lab, context[0], numerators[0]), **NEAR)
+    others = propensity_weights(context[1], numerators[1], target=lab.validation_labels, power=POWER, clip=5.0)
+    torch.testing.assert_close(found.validation, others, **NEAR)
 
 
 def test_the_weights_are_full_by_context(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
     found = compute(lab)
     context = lab.context()
-    first = propensity_weights(context[0], clip=5.0)
+    first = weights(lab, context[0])
     full = lab.full("full1", first)
-    assert_weights(found, context, full)
+    assert_weights(lab, found, context, full)
     torch.testing.assert_close(found.kept["context_belief"], context[0], **NEAR)
     torch.testing.assert_close(found.kept["full_belief"], full[0], **NEAR)
     calibration = calibrate_with_noise(lab.samples["full1"], lab.labels, weight=first)
     assert found.notes == pytest.approx(
         {
             "context_temperature": calibrate(lab.samples["context"], lab.labels),
+            "power": POWER,
             "full_temperature": calibration.temperature,
             "full_noise": calibration.noise,
         },
@@ -147,8 +166,8 @@ def test_the_weights_are_full_by_context(tmp_path: Path) -> None:
 def test_the_plain_inverse_asks_for_the_context_alone(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
     found = compute(lab, numerator="one")
-    assert_weights(found, lab.context(), None)
-    assert list(found.notes) == ["context_temperature"]
+    assert_weights(lab, found, lab.context(), None)
+    assert list(found.notes) == ["context_temperature", "power"]
     assert list(found.kept) == ["context_belief"]
     assert len(lab.asked) == FOLDS
 
@@ -157,12 +176,22 @@ def test_a_round_more_is_by_networks_of_the_last_weights(tmp_path: Path) -> None
     lab = FakeLab(tmp_path)
     found = compute(lab, rounds=2)
     context = lab.context()
-    weights = {"context": None, "full1": propensity_weights(context[0], clip=5.0)}
-    weights["full2"] = propensity_weights(context[0], lab.full("full1", weights["full1"])[0], clip=5.0)
-    assert_weights(found, context, lab.full("full2", weights["full2"]))
-    assert [asked.name for asked in lab.asked] == [f"{kind}-fold{fold}" for kind in weights for fold in range(FOLDS)]
+    by_kind: dict[str, Any] = {"context": None, "full1": weights(lab, context[0])}
+    by_kind["full2"] = weights(lab, context[0], lab.full("full1", by_kind["full1"])[0])
+    assert_weights(lab, found, context, lab.full("full2", by_kind["full2"]))
+    assert [asked.name for asked in lab.asked] == [f"{kind}-fold{fold}" for kind in by_kind for fold in range(FOLDS)]
     for asked in lab.asked:
-        torch.testing.assert_close(asked.weight, weights[asked.name.partition("-")[0]], **NEAR)
+        torch.testing.assert_close(asked.weight, by_kind[asked.name.partition("-")[0]], **NEAR)
+
+
+def test_the_power_is_what_the_context_tells(tmp_path: Path) -> None:
+    lab = FakeLab(tmp_path)
+    found = compute(lab, power=None, numerator="one")
+    context, _ = lab.context()
+    power = context_power(context, lab.labels)
+    assert 0 < power < 1
+    assert found.notes["power"] == pytest.approx(power, rel=1e-5)
+    torch.testing.assert_close(found.train, weights(lab, context, power=power), **NEAR)
 
 
 def test_finished_folds_are_not_trained_again(tmp_path: Path) -> None:
@@ -213,7 +242,7 @@ def test_the_weights_cost_no_more_than_the_teacher(teacher: int, folds: int, rou
 def test_methods_of_equal_options_share_the_weights() -> None:
     method = resolve({"method.ipw_clip": 7.0}).method
     one, other = (method.options(name).weighting() for name in ("kd-ipw", "cid-ipw"))
-    assert one == other == InversePropensity(3, "patches-16", 8, 7.0, "full", 17, 1)
+    assert one == other == InversePropensity(3, "patches-16", 8, None, 7.0, "full", 17, 1)
     assert hash(one) == hash(other)
     assert all(method.options(name).weighting() is None for name in ("labels", "kd", "cid"))
 
@@ -223,6 +252,7 @@ def test_methods_of_equal_options_share_the_weights() -> None:
     [
         ({"ipw_folds": 1}, "--ipw-folds: got 1, accepted: a number of at least 2"),
         ({"ipw_context_epochs": 0}, "--ipw-context-epochs: got 0, accepted: a number of at least 1"),
+        ({"ipw_power": 1.5}, r"--ipw-power: got 1\.5, accepted: a number from 0 to 1"),
         ({"ipw_clip": 0.5}, r"--ipw-clip: got 0\.5, accepted: a number of at least 1"),
         ({"ipw_numerator": "two"}, "--ipw-numerator: got 'two', accepted: full or one"),
         ({"ipw_epochs": 0}, "--ipw-epochs: got 0, accepted: a number of at least 1"),

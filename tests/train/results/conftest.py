@@ -29,7 +29,7 @@ def distill(arguments: str, out: Path) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a few digits, but enough that each class is tested whatever is drawn, with two seeds."""
     arguments = f"--limit 150 --limit-test 200 --epochs 4 --teacher-epochs 2 --seeds 0 1 --split-seed {draws.SHIFT}"
-    return distill(arguments, tmp_path_factory.mktemp("page") / "digits")
+    return distill(f"{arguments} --methods labels kd cid", tmp_path_factory.mktemp("page") / "digits")
 
 
 @pytest.fixture(scope="package")

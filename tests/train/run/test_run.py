@@ -12,15 +12,16 @@ from cid._errors import CheckpointError
 from cid.train import files, load_student
 from cid.train.config import read_toml, resolve
 from cid.train.data import load_dataset
-from cid.train.methods import DEFAULT_METHODS as METHODS
 from tests import draws
 from tests.disk import fill_up
 from tests.train import fakes
 
 BATCH = 32
+METHODS = ("labels", "kd", "cid")
 TINY = shlex.split(
     f"--limit 150 --limit-test 60 --teacher cnn-4 --student cnn-2 --epochs 3 --teacher-epochs 2 --batch-size {BATCH} "
-    f"--optimizer adamw --lr 0.01 --seeds 0 1 --split-seed {draws.SHIFT} --device cpu"
+    f"--optimizer adamw --lr 0.01 --seeds 0 1 --split-seed {draws.SHIFT} --device cpu "
+    f"--methods {' '.join(METHODS)}"
 )
 
 

@@ -30,7 +30,7 @@ from tests.train.run.test_checkpoint import StopAt
 TINY = shlex.split(
     "--limit 150 --limit-test 60 --teacher cnn-4 --student cnn-2 --epochs 2 --teacher-epochs 6 --batch-size 32 "
     f"--optimizer adamw --lr 0.02 --split-seed {draws.SHIFT} --device cpu --ipw-folds 2 "
-    "--ipw-context patches-3 --ipw-context-epochs 2"
+    "--ipw-context patches-3 --ipw-context-epochs 2 --ipw-power 0.5"
 )
 IPW = ("kd-ipw", "cid-ipw")
 
@@ -62,12 +62,12 @@ def test_what_a_run_leaves(run: Path) -> None:
         assert float(tensors[name].double().mean()) == pytest.approx(1, rel=1e-6)
     assert json.loads((folder / "weights.json").read_text()) == header
     assert header["options"] == {
-        "folds": 2, "context": "patches-3", "context_epochs": 2, "clip": 50.0, "numerator": "full", "epochs": 4,
-        "rounds": 1,
+        "folds": 2, "context": "patches-3", "context_epochs": 2, "power": 0.5, "clip": 50.0, "numerator": "full",
+        "epochs": 4, "rounds": 1,
     }  # fmt: skip
     assert header["effective_size"] == effective_sample_size(tensors["train"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert set(header["notes"]) == {"context_temperature", "full_temperature", "full_noise"}
+    assert set(header["notes"]) == {"context_temperature", "power", "full_temperature", "full_noise"}
     epochs = {"context": 2, "full1": 4}
     assert [(line["name"], line["epoch"]) for line in lines] == [
         (fold, epoch) for fold in folds for epoch in range(epochs[fold.partition("-")[0]])
