@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +40,8 @@ class Fold(nn.Module):
         self.number = int(number)
 
 
-class Asked(NamedTuple):
+@dataclass
+class Asked:
     name: str
     model: str
     epochs: int
