@@ -66,14 +66,11 @@ def distil(setting: str, seed: int, options: list[str]) -> list[dict[str, Any]]:
             raise RuntimeError(f"{shlex.join(command)}: {done.stderr[-2000:]}")
         results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("run/*/result.json"))]
         weights = {path.parent.name: json.loads(path.read_text()) for path in Path(folder).glob("run/weights/*/*.json")}
-        epochs = {
-            path.parent.name: len(path.read_text().splitlines())
-            for path in Path(folder).glob("run/weights/*/metrics.jsonl")
-        }
+        trained = {path.parent.name: len(rows(path)) for path in Path(folder).glob("run/weights/*/metrics.jsonl")}
     for result in results:
         result["weights"] = {name: found for name, found in weights.items() if name in result["method"]}
-        result["weights_epochs"] = sum(epochs[name] for name in result["weights"])
-    return results
+        result["weights_epochs"] = sum(trained.get(name, 0) for name in result["weights"])
+    return sorted(results, key=lambda result: result["method"] != "teacher")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

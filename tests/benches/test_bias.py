@@ -28,7 +28,7 @@ def test_it_runs_what_is_missing(
     arguments = ["run", str(out), "--setting", SETTING, f"--options={TINY}", "--seeds"]
     call(monkeypatch, *arguments, "3")
     rows = bias.rows(out)
-    assert [row["method"] for row in rows] == ["kd-ipw", "kd", "teacher"]
+    assert [row["method"] for row in rows] == ["teacher", "kd-ipw", "kd"]
     for row in rows:
         assert (row["setting"], row["options"], row["seed"]) == (SETTING, TINY, 3)
         assert 0 <= bias.unbiased(row) <= 1
