@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import cid._checks as check
+from cid.propensity import _checks
 
 LOWEST, HIGHEST = 0.05, 1e3
 MOST_NOISE = 0.9
@@ -181,22 +182,11 @@ def _checked(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     check.shape("logits", logits, ("N", "C"))
     check.classes("logits", logits)
     check.not_empty("logits", logits, "mean")
-    if check.tensor("target", target).dtype != torch.int64:
-        raise TypeError(f"target: got {target.dtype}, accepted: torch.int64")
-    check.shape("target", target, logits.shape[:1])
-    if target.device != logits.device:
-        raise ValueError(f"target: is on {target.device}, accepted: {logits.device}, the device of logits")
-    low_label, high_label = (int(label) for label in target.aminmax())
-    if low_label < 0 or high_label >= logits.shape[1]:
-        wrong = low_label if low_label < 0 else high_label
-        raise ValueError(f"target: got label {wrong}, accepted: 0 to {logits.shape[1] - 1}")
+    _checks.labels(target, "logits", logits, logits.shape[1])
     z = logits.detach().double()
     if not bool(z.isfinite().all()):
         raise ValueError("logits: got a NaN or an infinity, accepted: finite numbers")
     if weight is not None:
         check.weights("weight", weight, "logits", logits)
-        if not (bool(check.are_weights(weight).all()) and bool(weight.any())):
-            raise ValueError(
-                "weight: got a negative, NaN or infinite number, or zeros alone, accepted: finite numbers >= 0"
-            )
+        _checks.weight_range(weight)
     return z

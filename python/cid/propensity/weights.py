@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import cid._checks as check
+from cid.propensity import _checks
 
 
 def propensity_weights(
@@ -68,7 +69,7 @@ def propensity_weights(
             raise ValueError("full_belief: got zeros alone, accepted: at least one belief above 0")
         weight = full * weight
     if target is not None:
-        _check_labels(target, context_belief)
+        _checks.labels(target, "context_belief", context_belief)
     weight = _to_mean_one(_to_mean_one(weight, target).clamp_max(clip), target)
     return weight.to(torch.promote_types(context_belief.dtype, torch.float32))
 
@@ -115,7 +116,7 @@ def context_power(context_belief: Tensor, target: Tensor) -> float:
     Source: r is the statistic of McFadden 1974; the power is ours.
     """
     belief = _belief("context_belief", context_belief)
-    _check_labels(target, context_belief)
+    _checks.labels(target, "context_belief", context_belief)
     share = target.bincount().double() / len(target)
     entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
     told = 1 + float(belief.clamp_min(1e-6).log().mean()) / entropy if entropy > 0 else 0.0
@@ -146,10 +147,7 @@ def effective_sample_size(weight: Tensor) -> float:
     Source: Kish 1965, "Survey Sampling".
     """
     w = _column("weight", weight)
-    if not (bool((w >= 0).all()) and 0 < float(w.max()) < math.inf):
-        raise ValueError(
-            "weight: got a negative, NaN or infinite number, or zeros alone, accepted: finite numbers >= 0"
-        )
+    _checks.weight_range(w)
     w = w / w.max()  # whose squares neither overflow nor vanish
     return float(w.sum() ** 2 / (w**2).sum())
 
@@ -228,14 +226,3 @@ def _belief(name: str, value: Tensor) -> Tensor:
         where = int(wrong[0])
         raise ValueError(f"{name}: got {float(belief[where]):g} at index {where}, accepted: numbers from 0 to 1")
     return belief
-
-
-def _check_labels(target: Tensor, beside: Tensor) -> None:
-    """A label from 0 for each sample."""
-    if check.tensor("target", target).dtype != torch.int64:
-        raise TypeError(f"target: got {target.dtype}, accepted: torch.int64")
-    check.shape("target", target, beside.shape)
-    if target.device != beside.device:
-        raise ValueError(f"target: is on {target.device}, accepted: {beside.device}, the device of context_belief")
-    if int(target.min()) < 0:
-        raise ValueError(f"target: got label {int(target.min())}, accepted: 0 and up")
