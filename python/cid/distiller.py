@@ -220,9 +220,7 @@ class Distiller(nn.Module):
         if target is None:
             return self._predict(x)
         if teacher is None:
-            if self.teacher_model is None or self._teacher is None:
-                raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
-            teacher = ask_teacher(self._teacher, self.teacher_model, x)
+            teacher = self.ask_teacher(x)
         else:
             check.shape(
                 "teacher[0]", check.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
@@ -230,6 +228,29 @@ class Distiller(nn.Module):
         student = self._student.read(self.student_model, x)
         output: CIDOutput = self.criterion(*student, *teacher, target, weight)
         return output
+
+    def ask_teacher(self, x: Any) -> tuple[Tensor, Tensor]:
+        """The teacher's features (B, Dt) and logits (B, C) of a batch, as `forward` takes them for `teacher`.
+
+        For a loop that changes them first (`cid.propensity.logit_adjustment`).
+
+        Args:
+            x: As for `forward`.
+
+        Raises:
+            ValueError: There is no teacher; or, on the first batch, it yields other logits than those of its layer.
+
+        Example:
+            >>> student, teacher = nn.Linear(8, 3), nn.Linear(8, 3)
+            >>> distiller = Distiller(student, teacher, num_classes=3, beta=1.0, gamma=1.0, warmup_epochs=0)
+            >>> x, target = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+            >>> features, logits = distiller.ask_teacher(x)
+            >>> distiller(x, target, teacher=(features, logits + 0.1)).loss.shape
+            torch.Size([])
+        """
+        if self.teacher_model is None or self._teacher is None:
+            raise ValueError("teacher: not given, accepted: (features, logits), as the distiller has no teacher")
+        return ask_teacher(self._teacher, self.teacher_model, x)
 
     @property
     def warming_up(self) -> bool:

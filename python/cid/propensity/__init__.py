@@ -10,6 +10,7 @@ weights so far. `context_power` says how much the context tells at all, `propens
 PyTorch, of any models and loops; `cid distill --methods kd-ipw` does it as a stage of a run.
 """
 
+from cid.propensity.adjustment import logit_adjustment
 from cid.propensity.calibration import NoisyCalibration, calibrate, calibrate_with_noise, right_label_belief
 from cid.propensity.cross_fit import CrossFit, OutOfFold
 from cid.propensity.weights import context_power, effective_sample_size, overlap_warnings, propensity_weights
@@ -22,6 +23,7 @@ __all__ = [
     "calibrate_with_noise",
     "context_power",
     "effective_sample_size",
+    "logit_adjustment",
     "overlap_warnings",
     "propensity_weights",
     "right_label_belief",

@@ -21,6 +21,16 @@ def labels(target: Tensor, like: str, lead: Tensor, num_classes: int | None = No
         raise ValueError(f"target: got label {lowest if lowest < 0 else highest}, accepted: {accepted}")
 
 
+def beliefs(name: str, value: Tensor) -> Tensor:
+    """The same, if all are numbers from 0 to 1."""
+    wrong = (~((value >= 0) & (value <= 1))).nonzero()  # not NaN, with which no comparison is true
+    if len(wrong):
+        where = tuple(wrong[0].tolist())
+        shown = ", ".join(str(index) for index in where)
+        raise ValueError(f"{name}: got {float(value[where]):g} at index {shown}, accepted: numbers from 0 to 1")
+    return value
+
+
 def weight_range(weight: Tensor) -> None:
     """Finite numbers from 0, not all of them 0."""
     if not (bool(check.are_weights(weight).all()) and bool(weight.any())):

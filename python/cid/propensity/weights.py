@@ -220,9 +220,4 @@ def _column(name: str, value: Tensor) -> Tensor:
 
 def _belief(name: str, value: Tensor) -> Tensor:
     """A column of numbers from 0 to 1."""
-    belief = _column(name, value)
-    wrong = (~((belief >= 0) & (belief <= 1))).nonzero()  # not NaN, with which no comparison is true
-    if len(wrong):
-        where = int(wrong[0])
-        raise ValueError(f"{name}: got {float(belief[where]):g} at index {where}, accepted: numbers from 0 to 1")
-    return belief
+    return _checks.beliefs(name, _column(name, value))

@@ -33,16 +33,20 @@ def test_a_batch_says_which_samples_it_has() -> None:
         assert torch.equal(batch.indices, batch.target)
 
 
-def test_a_batch_has_the_weights_of_its_samples() -> None:
+def test_a_batch_has_the_weights_and_adjustments_of_its_samples() -> None:
     weights = torch.arange(23) / 2
-    batches = make_batches(23, weights=weights)
+    adjustments = torch.stack([weights, -weights], 1)
+    batches = make_batches(23, weights=weights, logit_adjustments=adjustments)
     plan = batches.plan(4)
     for step in range(batches.steps):
         batch = batches.batch(plan, step)
         assert batch.weight is not None
         assert torch.equal(batch.weight, weights[batch.indices])
+        logits = torch.rand(len(batch.indices), 2)
+        assert torch.equal(batch.adjusted(logits), logits + adjustments[batch.indices])
         plain = make_batches(23).batch(plan, step)
         assert plain.weight is None
+        assert plain.adjusted(logits) is logits
         assert torch.equal(plain.inputs, batch.inputs)
 
 

@@ -96,6 +96,23 @@ def test_samples_count_as_often_as_their_weight_says(name: str) -> None:
         torch.testing.assert_close(once.terms[term] + twice.terms[term], (3 - times) * value, **near)
 
 
+@pytest.mark.parametrize("name", ["kd", "kd-ipw", "cid", "cid-ipw"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_teacher_is_adjusted_as_the_batch_says(name: str, cached: bool) -> None:
+    training, teacher, batch = make(name)
+    training.eval()  # without dropout
+    assert isinstance(teacher, nn.Sequential)
+    features = teacher[:-1](batch.inputs).detach()
+    logits, adjustment = teacher(batch.inputs).detach(), 3 * draws.normal(SAMPLES, CLASSES)
+    expected = training(batch._replace(teacher=(features, logits + adjustment)))
+    given = batch._replace(teacher=(features, logits)) if cached else batch
+    found = training(given._replace(logit_adjustment=adjustment))
+    assert not torch.allclose(found.terms["kd"], training(batch).terms["kd"])
+    for term, value in expected.terms.items():
+        # The teacher's outputs are computed once more, in the same order.
+        torch.testing.assert_close(found.terms[term], value, rtol=1e-6, atol=1e-7)
+
+
 def test_order_and_names() -> None:
     assert tuple(registry())[: len(DEFAULT_METHODS)] == DEFAULT_METHODS
     assert list(registry())[3:] == sorted(list(registry())[3:])

@@ -18,6 +18,7 @@ from cid.propensity import (
     calibrate,
     calibrate_with_noise,
     context_power,
+    logit_adjustment,
     propensity_weights,
     right_label_belief,
 )
@@ -106,7 +107,7 @@ POWER = 0.7
 
 def options(**changed: Any) -> InversePropensity:
     usual: dict[str, Any] = {"folds": FOLDS, "context": "patches-4", "context_epochs": 2, "clip": 5.0, "power": POWER}
-    return InversePropensity(**{**usual, "numerator": "full", "epochs": 7, "rounds": 1, **changed})
+    return InversePropensity(**{**usual, "numerator": "full", "epochs": 7, "rounds": 1, "adjusts": True, **changed})
 
 
 def compute(lab: FakeLab, **changed: Any) -> SampleWeights:
@@ -195,6 +196,15 @@ def test_the_power_is_what_the_context_tells(tmp_path: Path) -> None:
     torch.testing.assert_close(found.train, weights(lab, context, power=power), **NEAR)
 
 
+def test_the_teacher_is_adjusted_by_what_the_context_says_of_each_class(tmp_path: Path) -> None:
+    lab = FakeLab(tmp_path)
+    logits = lab.samples["context"]
+    belief = torch.softmax(logits / calibrate(logits, lab.labels), 1)
+    found = compute(lab).logit_adjustment
+    torch.testing.assert_close(found, logit_adjustment(belief, lab.labels, power=POWER), rtol=1e-5, atol=1e-6)
+    assert compute(lab, adjusts=False).logit_adjustment is None
+
+
 def test_finished_folds_are_not_trained_again(tmp_path: Path) -> None:
     first, again = FakeLab(tmp_path), FakeLab(tmp_path)
     assert torch.equal(compute(first).train, compute(again).train)
@@ -243,7 +253,7 @@ def test_the_weights_cost_no_more_than_the_teacher(teacher: int, folds: int, rou
 def test_methods_of_equal_options_share_the_weights() -> None:
     method = resolve({"method.ipw_clip": 7.0}).method
     one, other = (method.options(name).weighting() for name in ("kd-ipw", "cid-ipw"))
-    assert one == other == InversePropensity(3, "patches-16", 8, None, 7.0, "full", 17, 1)
+    assert one == other == InversePropensity(3, "patches-16", 8, None, 7.0, "full", 17, 1, True)
     assert hash(one) == hash(other)
     assert all(method.options(name).weighting() is None for name in ("labels", "kd", "cid"))
 
@@ -257,6 +267,7 @@ def test_methods_of_equal_options_share_the_weights() -> None:
         ({"ipw_clip": 0.5}, r"--ipw-clip: got 0\.5, accepted: a number of at least 1"),
         ({"ipw_numerator": "two"}, "--ipw-numerator: got 'two', accepted: full or one"),
         ({"ipw_epochs": 0}, "--ipw-epochs: got 0, accepted: a number of at least 1"),
+        ({"ipw_teacher": "none"}, "--ipw-teacher: got 'none', accepted: adjusted or given"),
         ({"ipw_rounds": 0}, "--ipw-rounds: got 0, accepted: a number of at least 1"),
         (
             {"ipw_rounds": 2, "ipw_numerator": "one", "methods": ("kd-ipw",)},

@@ -55,15 +55,16 @@ def test_what_a_run_leaves(run: Path) -> None:
     }  # fmt: skip
     tensors, header = read_tensors(folder / "weights.safetensors")
     count = json.loads((run / "data.json").read_text())["train"]["images"]
-    assert {name: value.shape for name, value in tensors.items() if name != "validation"} == dict.fromkeys(
-        ("train", "context_belief", "full_belief"), (count,)
-    )
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("train", "context_belief", "full_belief"), (count,))
+    assert {name: value.shape for name, value in tensors.items() if name != "validation"} == {
+        **shapes, "logit_adjustment": (count, 10)
+    }  # fmt: skip
     for name in ("train", "validation"):
         assert float(tensors[name].double().mean()) == pytest.approx(1, rel=1e-6)
     assert json.loads((folder / "weights.json").read_text()) == header
     assert header["options"] == {
         "folds": 2, "context": "patches-3", "context_epochs": 2, "power": 0.5, "clip": 50.0, "numerator": "full",
-        "epochs": 4, "rounds": 1,
+        "epochs": 4, "rounds": 1, "adjusts": True,
     }  # fmt: skip
     assert header["effective_size"] == effective_sample_size(tensors["train"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -48,6 +48,7 @@ class Batch(NamedTuple):
         indices: which samples of the split these are, int64, on the device of the inputs.
         teacher: the teacher's features and logits, if they are cached.
         weight: how often each sample counts, (B,), if the method asked for weights.
+        logit_adjustment: what is to be added to the teacher's logits, (B, C), if the method asked for that.
     """
 
     inputs: Tensor
@@ -55,6 +56,11 @@ class Batch(NamedTuple):
     indices: Tensor
     teacher: tuple[Tensor, Tensor] | None = None
     weight: Tensor | None = None
+    logit_adjustment: Tensor | None = None
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """The teacher's logits, (B, C), as a method is to take them."""
+        return logits if self.logit_adjustment is None else logits + self.logit_adjustment
 
 
 class Batches:
@@ -73,6 +79,7 @@ class Batches:
         view_seed: of the fixed views.
         cache: the teacher's outputs on these views, which batches then have.
         weights: how often each sample of the split counts, (N,), which batches then have.
+        logit_adjustments: what is to be added to the teacher's logits of each, (N, C), which batches then have.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Batches:
         view_seed: int = 0,
         cache: TeacherCache | None = None,
         weights: Tensor | None = None,
+        logit_adjustments: Tensor | None = None,
     ) -> None:
         self._split = split
         self._scale = preprocessing.scale
@@ -99,7 +107,9 @@ class Batches:
         self._views = views
         self._view_seed = view_seed
         self._cache = cache
-        self.weights = None if weights is None else weights.to(split.images.device)
+        device = split.images.device
+        self.weights = None if weights is None else weights.to(device)
+        self._logit_adjustments = None if logit_adjustments is None else logit_adjustments.to(device)
 
     @property
     def steps(self) -> int:
@@ -134,12 +144,18 @@ class Batches:
         chosen = self._split.take(indices)
         inputs = self._inputs(chosen.images, plan.augmentation.at(part))
         weight = None if self.weights is None else self.weights[indices]
-        if self._cache is None or plan.view is None:
-            return Batch(inputs, chosen.labels, indices, weight=weight)
-        features, logits = self._cache[plan.samples[part], plan.view]
-        device, on_gpu = inputs.device, inputs.is_cuda  # where a blocking copy would wait for the steps before
-        teacher = features.to(device, non_blocking=on_gpu), logits.to(device, non_blocking=on_gpu)
-        return Batch(inputs, chosen.labels, indices, teacher, weight)
+        adjustment = None if self._logit_adjustments is None else self._logit_adjustments[indices]
+        teacher = None if plan.view is None else self._cached(plan.samples[part], plan.view)
+        return Batch(inputs, chosen.labels, indices, teacher, weight, adjustment)
+
+    def _cached(self, samples: Tensor, view: int) -> tuple[Tensor, Tensor] | None:
+        """The teacher's features and logits, on the device of the images, if there is a cache."""
+        if self._cache is None:
+            return None
+        features, logits = self._cache[samples, view]
+        device = self._split.images.device
+        on_gpu = device.type == "cuda"  # where a blocking copy would wait for the steps before
+        return features.to(device, non_blocking=on_gpu), logits.to(device, non_blocking=on_gpu)
 
     def in_view(self, number: int, samples: range) -> Iterator[Tensor]:
         """The inputs of a range of samples, in order, in one of the fixed views."""

@@ -48,6 +48,7 @@ class InversePropensity(Weighting):
         numerator: "full" or "one".
         epochs: how long the networks of the numerator are trained, which are of the teacher's architecture.
         rounds: how many times the numerator is computed.
+        adjusts: whether the teacher's logits are adjusted to say nothing of the context.
     """
 
     name = "ipw"
@@ -60,6 +61,7 @@ class InversePropensity(Weighting):
     numerator: str
     epochs: int
     rounds: int
+    adjusts: bool
 
     def models(self) -> tuple[str, ...]:
         """That of the context."""
@@ -67,9 +69,9 @@ class InversePropensity(Weighting):
 
     def compute(self, lab: Lab) -> SampleWeights:
         """The weights, and what they are made of."""
-        from cid.propensity import context_power, overlap_warnings
+        from cid.propensity import context_power, logit_adjustment, overlap_warnings
 
-        notes, context = self._context(lab)
+        notes, context, of_classes = self._context(lab)
         notes["power"] = power = context_power(context.train, lab.labels) if self.power is None else self.power
         beliefs, (train, validation) = {"context": context}, self._weights(lab, power, context, None)
         for number in range(self.rounds if self.numerator == "full" else 0):
@@ -79,6 +81,7 @@ class InversePropensity(Weighting):
         return SampleWeights(
             train,
             validation,
+            logit_adjustment(of_classes, lab.labels, power=power) if self.adjusts else None,
             kept={f"{name}_belief": belief.train for name, belief in beliefs.items()},
             notes=notes,
             warnings=tuple(overlap_warnings(train, context.train, lab.classes)),
@@ -95,8 +98,11 @@ class InversePropensity(Weighting):
         )
         return train, validation
 
-    def _context(self, lab: Lab) -> tuple[dict[str, float], Beliefs]:
-        """The belief in the label of networks that see the context alone, and what calibrates it."""
+    def _context(self, lab: Lab) -> tuple[dict[str, float], Beliefs, Tensor]:
+        """What networks that see the context alone believe: in the label, and, (N, C), in each class.
+
+        Before that, what calibrates it.
+        """
         from torch import softmax
 
         from cid.propensity import calibrate
@@ -107,7 +113,8 @@ class InversePropensity(Weighting):
         def belief(logits: Tensor, target: Tensor) -> Tensor:
             return softmax(logits / temperature, 1).gather(1, target[:, None])[:, 0]
 
-        return {"context_temperature": temperature}, _of_all(belief, lab, found)
+        of_classes = softmax(found.logits / temperature, 1)
+        return {"context_temperature": temperature}, _of_all(belief, lab, found), of_classes
 
     def _full(self, lab: Lab, name: str, weight: Tensor) -> tuple[dict[str, float], Beliefs]:
         """The belief that the label is right, of networks trained with these weights, and what calibrates it."""
@@ -173,6 +180,12 @@ class PropensityWeighted(Method):
         1, "times that the numerator is computed, each with the weights of the one before", rule=at_least(1)
     )
 
+    ipw_teacher: str = setting(
+        "adjusted",
+        "adjusted (the teacher's logits without what the context says) or given (as they are)",
+        rule=one_of("adjusted", "given"),
+    )
+
     def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
         """With as many epochs as cost, all in all, no more than the teacher: a third of them for the context.
 
@@ -202,4 +215,5 @@ class PropensityWeighted(Method):
             numerator=self.ipw_numerator,
             epochs=self.ipw_epochs,
             rounds=self.ipw_rounds,
+            adjusts=self.ipw_teacher == "adjusted",
         )

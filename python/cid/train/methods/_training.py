@@ -57,17 +57,16 @@ class Training(nn.Module):
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:
-        """The logits of the network `teacher` for a batch, or those that come with it.
+        """The logits of the network `teacher` for a batch, or those that come with it, adjusted if they are to be.
 
         Raises:
             ValueError: there are neither.
         """
         if batch.teacher is not None:
-            return batch.teacher[1]
+            return batch.adjusted(batch.teacher[1])
         if self.teacher is None:
             raise ValueError("teacher: not given, accepted: (features, logits), as the method has no teacher")
-        logits: Tensor = self.teacher(batch.inputs)
-        return logits
+        return batch.adjusted(self.teacher(batch.inputs))
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits to score the current epoch with."""

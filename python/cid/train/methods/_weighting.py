@@ -20,6 +20,8 @@ class SampleWeights:
     Attributes:
         train: of the training samples, (N,), finite, from 0, of mean 1; a batch has its part as `weight`.
         validation: of the samples that the epoch is chosen by, (M,); None where all count alike.
+        logit_adjustment: what is to be added to the teacher's logits of the training samples, (N, C), finite; a batch
+            has its part under the same name. None where nothing is.
         kept: tensors for who reads the run, by name.
         notes: JSON for who reads the run.
         warnings: what makes the weights doubtful, each in a sentence.
@@ -27,6 +29,7 @@ class SampleWeights:
 
     train: Tensor
     validation: Tensor | None = None
+    logit_adjustment: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

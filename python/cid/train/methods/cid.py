@@ -109,11 +109,18 @@ class CID(Method):
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
         loss, ce, kd, sample, class_, logits = training.distiller(
-            batch.inputs, batch.target, batch.teacher, batch.weight
+            batch.inputs, batch.target, self._teacher(training, batch), batch.weight
         )
         terms = {"kd": kd, "sample": sample, "class": class_}
         # The warm-up has no cross-entropy; a curve of zeros would show one that is perfect.
         return StepOutput(loss, terms if logits is None else {"ce": ce, **terms}, logits)
+
+    def _teacher(self, training: Training, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The teacher's features and logits where they are cached or adjusted; else the distiller asks it."""
+        if batch.logit_adjustment is None:
+            return batch.teacher
+        features, logits = batch.teacher or training.distiller.ask_teacher(batch.inputs)
+        return features, batch.adjusted(logits)
 
     def predict(self, training: Training, inputs: Tensor) -> Tensor:
         """The interventional logits, after the warm-up."""

@@ -83,7 +83,13 @@ class Run:
         self.spec = self.inputs.spec
 
     def batches(
-        self, split: Split, seed: int, cache: TeacherCache | None = None, weights: Tensor | None = None
+        self,
+        split: Split,
+        seed: int,
+        *,
+        cache: TeacherCache | None = None,
+        weights: Tensor | None = None,
+        logit_adjustments: Tensor | None = None,
     ) -> Batches:
         """Batches of a split, augmented by `seed` where they are drawn for training."""
         config = self.config
@@ -98,6 +104,7 @@ class Run:
             view_seed=config.data.view_seed,
             cache=cache,
             weights=weights,
+            logit_adjustments=logit_adjustments,
         )
 
     def ingredients(self, student: nn.Module, teacher: nn.Module | None, split: Split | None = None) -> Ingredients:
@@ -119,12 +126,20 @@ class Run:
     def train(self, network: Network, training: Training, weights: SampleWeights | None = None) -> Trained:
         """Trains one network, its samples and those that choose the epoch weighted if they are to be."""
         config, name = self.config, network.name
-        train, validation = (None, None) if weights is None else (weights.train, weights.validation)
+        train, validation, adjustment = (
+            (None, None, None) if weights is None else (weights.train, weights.validation, weights.logit_adjustment)
+        )
         trainer = Trainer(
             self.fabric,
             Job(name, self.folder.network(name), network.epochs, config.optim, config.run.checkpoint_every),
             training,
-            batches=self.batches(self.data.train, network.seed, self.inputs.cache, train),
+            batches=self.batches(
+                self.data.train,
+                network.seed,
+                cache=self.inputs.cache,
+                weights=train,
+                logit_adjustments=adjustment,
+            ),
             validation=self.batches(self.data.validation, network.seed, weights=validation),
             observer=self.observer,
             record=lambda metrics: self.folder.add_metrics({**network.key, **metrics}),

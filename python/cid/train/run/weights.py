@@ -49,8 +49,14 @@ def _kept(run: Run, weighting: Weighting) -> SampleWeights | None:
     tensors, header = read_tensors(path)
     if header["options"] != asdict(weighting):
         raise CheckpointError(f"{path}: was made with {header['options']}, accepted: {asdict(weighting)}")
-    train, validation = tensors.pop("train"), tensors.pop("validation", None)
-    return SampleWeights(train, validation, tensors, header["notes"], tuple(header["warnings"]))
+    return SampleWeights(
+        tensors.pop("train"),
+        tensors.pop("validation", None),
+        tensors.pop("logit_adjustment", None),
+        kept=tensors,
+        notes=header["notes"],
+        warnings=tuple(header["warnings"]),
+    )
 
 
 def _computed(run: Run, weighting: Weighting) -> SampleWeights:
@@ -60,6 +66,8 @@ def _computed(run: Run, weighting: Weighting) -> SampleWeights:
     check.shape("train", weights.train, (len(run.data.train),))
     if weights.validation is not None:
         check.shape("validation", weights.validation, (len(run.data.validation),))
+    if weights.logit_adjustment is not None:
+        check.shape("logit_adjustment", weights.logit_adjustment, (len(run.data.train), run.spec.classes))
     size, count = effective_sample_size(weights.train), len(weights.train)
     header: dict[str, Any] = {
         "options": asdict(weighting),
@@ -69,7 +77,11 @@ def _computed(run: Run, weighting: Weighting) -> SampleWeights:
         "notes": dict(weights.notes),
         "warnings": list(weights.warnings),
     }
-    given = {"train": weights.train, "validation": weights.validation}
+    given = {
+        "train": weights.train,
+        "validation": weights.validation,
+        "logit_adjustment": weights.logit_adjustment,
+    }
     tensors = {**{name: value for name, value in given.items() if value is not None}, **weights.kept}
     # The tensors last: where they are, all is there.
     write_json(folder / "weights.json", header)
