@@ -93,6 +93,7 @@ def test_the_page_shows_weights_and_groups(page: Path, weighted: Path) -> None:
     assert section.count("<strong>Calibration: ") == 1
     header = json.loads((weighted / "weights" / "ipw" / "weights.json").read_text())
     assert f"<dd>{header['effective_size']:,.0f} (" in section
+    assert section.count("What the context says is taken out of the teacher") == 1
     assert re.search(r"% of the training images have another context than most of their class\.", section)
     groups = re.search(r"<caption><span>Accuracy on unbiased.*?</table>", section, re.DOTALL)
     assert groups is not None

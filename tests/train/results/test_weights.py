@@ -46,6 +46,7 @@ def test_each_weighting_of_the_run(weighted: Path) -> None:
         assert float(one.train.max()) == header["largest"]
         assert one.warnings == header["warnings"]
         assert one.changed == ""
+    assert [one.adjusts for one in found] == [True, False]
     assert list(found[0].reliabilities) == ["context", "full"]
     assert found[1].reliabilities == {}
 

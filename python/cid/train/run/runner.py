@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,23 +130,42 @@ class Run:
         train, validation, adjustment = (
             (None, None, None) if weights is None else (weights.train, weights.validation, weights.logit_adjustment)
         )
-        trainer = Trainer(
-            self.fabric,
+        return self.fit(
             Job(name, self.folder.network(name), network.epochs, config.optim, config.run.checkpoint_every),
             training,
-            batches=self.batches(
+            self.batches(
                 self.data.train,
                 network.seed,
                 cache=self.inputs.cache,
                 weights=train,
                 logit_adjustments=adjustment,
             ),
-            validation=self.batches(self.data.validation, network.seed, weights=validation),
+            self.batches(self.data.validation, network.seed, weights=validation),
+            self.folder,
+            network.key,
+        )
+
+    def fit(
+        self,
+        job: Job,
+        training: Training,
+        batches: Batches,
+        validation: Batches,
+        files: RunFolder,
+        key: Mapping[str, Any],
+    ) -> Trained:
+        """Does a job from where an earlier attempt stopped; its metrics go to `files`, each line begun by `key`."""
+        trainer = Trainer(
+            self.fabric,
+            job,
+            training,
+            batches=batches,
+            validation=validation,
             observer=self.observer,
-            record=lambda metrics: self.folder.add_metrics({**network.key, **metrics}),
+            record=lambda metrics: files.add_metrics({**key, **metrics}),
             stop=self.stop,
         )
-        self.folder.rewind_metrics(name, trainer.position.epoch)
+        files.rewind_metrics(key["name"], trainer.position.epoch)
         return trainer.train()
 
 

@@ -19,7 +19,7 @@ from cid.train.folder import RunFolder
 from cid.train.methods import SampleWeights, Training, Weighting
 from cid.train.methods.labels import Labels
 from cid.train.models import build_model
-from cid.train.run.loop import Job, Trainer
+from cid.train.run.loop import Job
 from cid.train.scoring import all_logits
 from cid.train.sections import ModelsConfig, OptimConfig
 
@@ -150,18 +150,14 @@ class RunLab:
         network = build_model(model, run.spec).to(run.fabric.device)
         training = Training(Labels(), run.ingredients(network, None, split))
         torch.manual_seed(mix_seed(seed, 1))
-        trainer = Trainer(
-            run.fabric,
+        trained = run.fit(
             Job(full_name, self.files.network(name), epochs, self.optim, run.config.run.checkpoint_every, last=True),
             training,
-            batches=run.batches(split, seed, weights=weight if weight is None or index is None else weight[index]),
-            validation=run.batches(run.data.validation, seed),
-            observer=run.observer,
-            record=lambda metrics: self.files.add_metrics({"name": name, **metrics}),
-            stop=run.stop,
+            run.batches(split, seed, weights=weight if weight is None or index is None else weight[index]),
+            run.batches(run.data.validation, seed),
+            self.files,
+            {"name": name},
         )
-        self.files.rewind_metrics(name, trainer.position.epoch)
-        trained = trainer.train()
         run.observer.finish(
             full_name,
             f"{model}, {len(split):,} samples, accuracy {trained.validation:.2%} (validation), {trained.seconds:.1f} s",

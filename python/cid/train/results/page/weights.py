@@ -104,6 +104,7 @@ class WeightNumbers:
         name: of its folder.
         methods: those of the run that weigh by it, at least one.
         train: the weights, (N,).
+        adjusts: whether the teacher's logits are adjusted, too.
         effective_size: of how many equal weights.
         warnings: in words, as when they were computed.
         reliabilities: by model; empty where a weighting has no beliefs.
@@ -115,6 +116,7 @@ class WeightNumbers:
     name: str
     methods: list[str]
     train: Tensor
+    adjusts: bool
     effective_size: float
     warnings: list[str]
     reliabilities: dict[str, Reliability]
@@ -165,6 +167,7 @@ def _weighting(file: Path, methods: list[str], data: Dataset) -> WeightNumbers:
         name=file.parent.name,
         methods=methods,
         train=weights,
+        adjusts="logit_adjustment" in tensors,
         effective_size=effective_sample_size(weights),
         warnings=warnings,
         reliabilities={model: reliability(*found, train.labels) for model, found in models.items()},
