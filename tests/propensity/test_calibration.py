@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cid.propensity import NoisyCalibration, calibrate, calibrate_with_noise, right_label_belief
+from cid.propensity import NoisyCalibration, calibrate, calibrate_with_noise, label_belief, right_label_belief
 from cid.propensity.calibration import HIGHEST, LOWEST, MOST_NOISE
 from tests import draws
 
@@ -197,6 +197,31 @@ def test_the_belief_by_hand() -> None:
     belief = right_label_belief(logits, torch.tensor([0, 1]), NoisyCalibration(2.0, 0.3))
     # 0.7 of 0.8, beside a third of 0.3; 0.7 of 0.1 beside the same. The logits are rounded to 2^-22.
     torch.testing.assert_close(belief, torch.tensor([0.56 / 0.66, 0.07 / 0.17]), rtol=2.0**-20, atol=0)
+
+
+@given(ROWS, CALIBRATIONS)
+def test_the_belief_in_a_label(row: list[float], calibration: NoisyCalibration) -> None:
+    classes = len(row)
+    logits = torch.tensor([row], dtype=torch.float64)
+    (belief,) = label_belief(logits, calibration)
+    # A sum of C numbers, each rounded three times.
+    assert float(belief.sum()) == pytest.approx(1, abs=4 * classes * 2.0**-52)
+    assert bool((belief >= calibration.noise / classes).all())
+    right = right_label_belief(logits.expand(classes, classes), torch.arange(classes), calibration)
+    expected = (1 - calibration.noise) * torch.softmax(logits[0] / calibration.temperature, 0)
+    torch.testing.assert_close(right * belief, expected, rtol=8 * 2.0**-52, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_belief_in_a_label_has_no_gradient(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[4.0, 0.0]], dtype=dtype, requires_grad=True)
+    belief = label_belief(logits, NoisyCalibration(1.0, 0.1))
+    assert belief.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert not belief.requires_grad
+    with pytest.raises(ValueError, match=r"^calibration\.noise: got 1, accepted"):
+        label_belief(logits, NoisyCalibration(1.0, 1))
+    with pytest.raises(ValueError, match=r"^calibration\.temperature: got 0\.01, accepted"):
+        label_belief(logits, NoisyCalibration(0.01, 0.1))
 
 
 def test_labels_that_are_impossible_are_not_right() -> None:

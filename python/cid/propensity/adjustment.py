@@ -9,7 +9,7 @@ import cid._checks as check
 from cid.propensity import _checks
 
 
-def logit_adjustment(context_belief: Tensor, target: Tensor, *, power: float = 1.0, floor: float = 0.01) -> Tensor:
+def logit_adjustment(context_belief: Tensor, target: Tensor, *, power: float = 1.0, floor: float = 1e-4) -> Tensor:
     r"""What to add to a teacher's logits so that they no longer say what the context foretells.
 
     .. math:: a_{ij} = \lambda \, \log \frac{P(j)}{\max(p_\mathrm{context}(j \mid x_i), \mathrm{floor})}

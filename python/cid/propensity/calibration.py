@@ -133,6 +133,35 @@ def calibrate_with_noise(logits: Tensor, target: Tensor, *, weight: Tensor | Non
     return NoisyCalibration(min(max(math.exp(log_temperature), LOWEST), HIGHEST), fitted(log_temperature)[1])
 
 
+def label_belief(logits: Tensor, calibration: NoisyCalibration) -> Tensor:
+    r"""How likely each class is as a label: the model's, or one at random.
+
+    .. math:: p_{ij} = (1 - \epsilon) \, \mathrm{softmax}(z_i / T)_j + \frac{\epsilon}{C}
+
+    Of a model of the context :math:`\epsilon` says how often labels are not the context's, and none of its beliefs is
+    below that: without it, what a network is too sure of would make the largest weights.
+
+    Args:
+        logits: z, shape (N, C), finite, of samples that the model was not trained on.
+        calibration: T and the rate, as `calibrate_with_noise` found them.
+
+    Returns:
+        The probabilities, shape (N, C), without gradient; float32 for half-precision logits.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: An argument has a wrong shape or value, or there are no samples.
+
+    Example:
+        >>> import torch
+        >>> label_belief(torch.tensor([[4.0, 0.0]]), NoisyCalibration(temperature=1.0, noise=0.1))
+        tensor([[0.9338, 0.0662]])
+    """
+    z, (temperature, noise) = _finite(logits), _in_range(calibration)
+    belief = (1 - noise) * torch.softmax(z / temperature, 1) + noise / z.shape[1]
+    return belief.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def right_label_belief(logits: Tensor, target: Tensor, calibration: NoisyCalibration) -> Tensor:
     r"""How likely each label is the model's, and not one at random.
 
@@ -159,9 +188,7 @@ def right_label_belief(logits: Tensor, target: Tensor, calibration: NoisyCalibra
 
     Source: Bayes' rule.
     """
-    z, (temperature, noise) = _checked(logits, target, None), calibration
-    check.number("calibration.temperature", temperature, low=LOWEST, high=HIGHEST)
-    check.number("calibration.noise", noise, low=0, high=MOST_NOISE)
+    z, (temperature, noise) = _checked(logits, target, None), _in_range(calibration)
     own = (1 - noise) * torch.softmax(z / temperature, 1).gather(1, target[:, None])[:, 0]
     other = noise / z.shape[1]
     belief = own / (own + other) if other else torch.ones_like(own)
@@ -176,17 +203,30 @@ def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
+def _in_range(calibration: NoisyCalibration) -> NoisyCalibration:
+    """The same, if both numbers are what `calibrate_with_noise` may yield."""
+    check.number("calibration.temperature", calibration.temperature, low=LOWEST, high=HIGHEST)
+    check.number("calibration.noise", calibration.noise, low=0, high=MOST_NOISE)
+    return calibration
+
+
 def _checked(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The logits, in float64, with labels and weights that go with them."""
+    z = _finite(logits)
+    _checks.labels(target, "logits", logits, logits.shape[1])
+    if weight is not None:
+        check.weights("weight", weight, "logits", logits)
+        _checks.weight_range(weight)
+    return z
+
+
+def _finite(logits: Tensor) -> Tensor:
     """The logits, in float64."""
     check.beside("logits", logits, logits=logits)
     check.shape("logits", logits, ("N", "C"))
     check.classes("logits", logits)
     check.not_empty("logits", logits, "mean")
-    _checks.labels(target, "logits", logits, logits.shape[1])
     z = logits.detach().double()
     if not bool(z.isfinite().all()):
         raise ValueError("logits: got a NaN or an infinity, accepted: finite numbers")
-    if weight is not None:
-        check.weights("weight", weight, "logits", logits)
-        _checks.weight_range(weight)
     return z

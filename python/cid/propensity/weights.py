@@ -18,17 +18,17 @@ def propensity_weights(
     target: Tensor | None = None,
     power: float = 1.0,
     clip: float = 50.0,
-    floor: float = 0.01,
+    floor: float = 1e-4,
 ) -> Tensor:
     r"""Stabilised inverse propensities, of mean 1.
 
     .. math:: w_i \propto \frac{\pi_i}{\max(p_\mathrm{context}(y_i \mid x_i), \mathrm{floor})^\lambda}
 
     Scaled to mean 1, clipped from above at `clip`, and scaled to mean 1 again, which may lift the largest above it.
-    The denominator is the belief in the label of a model that knows the context and not more, calibrated (`calibrate`);
-    the numerator is how likely the label is right, by a model that knows all it can (`right_label_belief`). Neither has
-    seen the sample (`CrossFit`). Where only the context speaks against the label, the sample is heavy; where both do,
-    it is likely mislabelled, and is not.
+    The denominator is the belief in the label of a model that knows the context and not more, calibrated
+    (`label_belief`); the numerator is how likely the label is right, by a model that knows all it can
+    (`right_label_belief`). Neither has seen the sample (`CrossFit`). Where only the context speaks against the
+    label, the sample is heavy; where both do, it is likely mislabelled, and is not.
 
     Args:
         context_belief: Of a model that knows the context and not more, shape (N,), from 0 to 1.
@@ -85,22 +85,27 @@ def _to_mean_one(weight: Tensor, target: Tensor | None) -> Tensor:
     return weight * factors[target]
 
 
+_MOST_POWER = 0.7
+
+
 def context_power(context_belief: Tensor, target: Tensor) -> float:
     r"""The power of the weights, by how much of the labels' entropy the context tells.
 
     .. math::
-        \lambda = \frac{r^2}{r^2 + (1 - r)^2}, \quad
+        \lambda = 0.7 \, \frac{r^2}{r^2 + (1 - r)^2}, \quad
         r = \max\left(0, \, 1 - \frac{-\frac{1}{N} \sum_i \log p_\mathrm{context}(y_i \mid x_i)}{H(Y)} \right)
 
-    A context that tells little biases little, and the plain inverse would make samples heavy for what is chance, or for
-    what the class itself looks like; of one that tells most of it the plain inverse is what is left.
+    A context that tells little biases little, and the inverse would make samples heavy for what is chance, or for what
+    the class itself looks like. Nor is it the plain inverse where the context tells all: that leaves no sign of the
+    context in the weighted samples, but few samples that count, and they are learned by heart. With 0.7 some of the
+    first is left, and there are more of the second.
 
     Args:
         context_belief: Calibrated, in the true class, shape (N,), from 0 to 1; below 1e-6 taken for that.
         target: Labels, int64, shape (N,), from 0.
 
     Returns:
-        A number from 0 to 1; 0 where there is one class.
+        A number from 0 to 0.7; 0 where there is one class.
 
     Raises:
         TypeError: An argument has a wrong type or dtype.
@@ -111,9 +116,9 @@ def context_power(context_belief: Tensor, target: Tensor) -> float:
         >>> context_power(torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([0, 0, 1, 1]))
         0.0
         >>> context_power(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
-        1.0
+        0.7
 
-    Source: r is the statistic of McFadden 1974; the power is ours.
+    Source: r is the statistic of McFadden 1974; the power is ours, and `docs/bias.md` says how it was found.
     """
     belief = _belief("context_belief", context_belief)
     _checks.labels(target, "context_belief", context_belief)
@@ -121,7 +126,7 @@ def context_power(context_belief: Tensor, target: Tensor) -> float:
     entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
     told = 1 + float(belief.clamp_min(1e-6).log().mean()) / entropy if entropy > 0 else 0.0
     told = min(max(told, 0.0), 1.0)
-    return told**2 / (told**2 + (1 - told) ** 2)
+    return _MOST_POWER * told**2 / (told**2 + (1 - told) ** 2)
 
 
 def effective_sample_size(weight: Tensor) -> float:
@@ -156,7 +161,7 @@ def effective_sample_size(weight: Tensor) -> float:
 _FEW, _GUESS, _MOST, _SAME = 0.05, 0.98, 0.5, 0.1
 
 
-def overlap_warnings(weight: Tensor, context_belief: Tensor, num_classes: int, *, floor: float = 0.01) -> list[str]:
+def overlap_warnings(weight: Tensor, context_belief: Tensor, num_classes: int, *, floor: float = 1e-4) -> list[str]:
     """What makes weights doubtful, each in a sentence.
 
     - Few samples carry the weight: the effective size is below a twentieth of the samples.

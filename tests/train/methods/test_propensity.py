@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from cid import cli
 from cid._errors import ConfigError
-from cid.functional import context_weights
 from cid.propensity import (
     CrossFit,
-    calibrate,
     calibrate_with_noise,
     context_power,
+    label_belief,
     logit_adjustment,
     propensity_weights,
     right_label_belief,
@@ -87,12 +86,12 @@ class FakeLab:
 
     def context(self) -> tuple[Tensor, Tensor]:
         """What the definition says of training and validation samples: the belief in the label."""
-        temperature = calibrate(self.samples["context"], self.labels)
+        found = calibrate_with_noise(self.samples["context"], self.labels)
         others = [
-            context_weights(logits, self.validation_labels, temperature=temperature)
+            label_belief(logits, found).gather(1, self.validation_labels[:, None])[:, 0]
             for logits in self.others["context"]
         ]
-        own = context_weights(self.samples["context"], self.labels, temperature=temperature)
+        own = label_belief(self.samples["context"], found).gather(1, self.labels[:, None])[:, 0]
         return own, torch.stack(others).mean(0)
 
     def full(self, kind: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,10 +141,12 @@ def test_the_weights_are_full_by_context(tmp_path: Path) -> None:
     assert_weights(lab, found, context, full)
     torch.testing.assert_close(found.kept["context_belief"], context[0], **NEAR)
     torch.testing.assert_close(found.kept["full_belief"], full[0], **NEAR)
+    of_context = calibrate_with_noise(lab.samples["context"], lab.labels)
     calibration = calibrate_with_noise(lab.samples["full1"], lab.labels, weight=first)
     assert found.notes == pytest.approx(
         {
-            "context_temperature": calibrate(lab.samples["context"], lab.labels),
+            "context_temperature": of_context.temperature,
+            "context_noise": of_context.noise,
             "power": POWER,
             "full_temperature": calibration.temperature,
             "full_noise": calibration.noise,
@@ -156,11 +157,11 @@ def test_the_weights_are_full_by_context(tmp_path: Path) -> None:
     names = [f"{kind}-fold{fold}" for kind in ("context", "full1") for fold in range(FOLDS)]
     assert [asked.name for asked in lab.asked] == names
     for number, asked in enumerate(lab.asked):
-        of_context = number < FOLDS
-        assert (asked.model, asked.epochs) == (("patches-4", 2) if of_context else ("cnn-5", 7))
+        early = number < FOLDS
+        assert (asked.model, asked.epochs) == (("patches-4", 2) if early else ("cnn-5", 7))
         assert asked.index is not None
         assert torch.equal(asked.index, CrossFit(SAMPLES, FOLDS, 3).split(number % FOLDS)[0])
-        assert (asked.weight is None) == of_context
+        assert (asked.weight is None) == early
         if asked.weight is not None:  # one as biased as the teacher would take what matters for wrong labels
             torch.testing.assert_close(asked.weight, first, **NEAR)
 
@@ -169,7 +170,7 @@ def test_the_plain_inverse_asks_for_the_context_alone(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
     found = compute(lab, numerator="one")
     assert_weights(lab, found, lab.context(), None)
-    assert list(found.notes) == ["context_temperature", "power"]
+    assert list(found.notes) == ["context_temperature", "context_noise", "power"]
     assert list(found.kept) == ["context_belief"]
     assert len(lab.asked) == FOLDS
 
@@ -199,7 +200,7 @@ def test_the_power_is_what_the_context_tells(tmp_path: Path) -> None:
 def test_the_teacher_is_adjusted_by_what_the_context_says_of_each_class(tmp_path: Path) -> None:
     lab = FakeLab(tmp_path)
     logits = lab.samples["context"]
-    belief = torch.softmax(logits / calibrate(logits, lab.labels), 1)
+    belief = label_belief(logits, calibrate_with_noise(logits, lab.labels))
     found = compute(lab).logit_adjustment
     torch.testing.assert_close(found, logit_adjustment(belief, lab.labels, power=POWER), rtol=1e-5, atol=1e-6)
     assert compute(lab, adjusts=False).logit_adjustment is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cid.propensity import NoisyCalibration
 from cid.train.results.page.draw import NOTHING, SIZE
 from cid.train.results.page.weight_charts import distribution_chart, reliability_chart, weight_bins
 from cid.train.results.page.weights import reliability
@@ -38,10 +39,13 @@ def test_what_is_lighter_than_all_bins_is_said() -> None:
     assert "weight 1 and up: 33.3% of the images, 75.0% of the weight" in chart.summary
 
 
+SOFT, HARD = NoisyCalibration(1.0, 0.0), NoisyCalibration(0.05, 0.0)
+
+
 def test_calibration_has_a_line_a_model() -> None:
     sure, unsure = torch.eye(2).repeat(8, 1), torch.zeros(16, 2)
     labels = torch.tensor([0, 1] * 8)
-    found = {"context": reliability(unsure, 1.0, labels), "full": reliability(sure, 0.05, labels)}
+    found = {"context": reliability(unsure, SOFT, labels), "full": reliability(sure, HARD, labels)}
     chart = reliability_chart(found, 3)
     assert [line.name for line in chart.lines] == ["context", "full"]
     assert len({line.style for line in chart.lines}) == 2

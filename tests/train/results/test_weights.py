@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cid._errors import CheckpointError
+from cid.propensity import NoisyCalibration
 from cid.train.config import read_toml, resolve
 from cid.train.data import Dataset, load_dataset
 from cid.train.files import read_tensors, write_tensors
@@ -79,12 +80,12 @@ def test_the_heaviest_images(weighted: Path) -> None:
 def test_calibration_is_that_of_the_last_round_out_of_fold(weighted: Path) -> None:
     (found, _), data = gathered(weighted)
     for model, folder in (("context", "context"), ("full", "full2")):
-        temperature = found.reliabilities[model].temperature
+        temperature, noise = found.reliabilities[model].calibration
         confident: list[list[tuple[float, bool]]] = [[] for _ in range(10)]
         for fold in (0, 1):
             kept = load_file(weighted / "weights" / "ipw" / folder / f"fold{fold}.safetensors")
             for logits, index in zip(kept["logits"].double().numpy(), kept["held_out"].tolist(), strict=True):
-                beliefs = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+                beliefs = (1 - noise) * np.exp(logits / temperature) / np.exp(logits / temperature).sum() + noise / 10
                 right = int(beliefs.argmax()) == int(data.train.labels[index])
                 confident[min(int(10 * beliefs.max()), 9)].append((float(beliefs.max()), right))
         expected = [(place, len(own), *np.mean(own, 0)) for place, own in enumerate(confident) if own]
@@ -97,7 +98,7 @@ def test_calibration_is_that_of_the_last_round_out_of_fold(weighted: Path) -> No
 
 def test_reliability_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0], [1.0, 3.0], [3.0, 1.0], [0.0, 0.0]], dtype=torch.float64).log() * 2
-    found = reliability(logits.nan_to_num(neginf=0.0), 2.0, torch.tensor([0, 0, 0, 0]))
+    found = reliability(logits.nan_to_num(neginf=0.0), NoisyCalibration(2.0, 0.0), torch.tensor([0, 0, 0, 0]))
     # Beliefs of 3/4, of which two of three are right, and one of 1/2, the first class: right.
     assert [(one.place, one.count, one.right) for one in found.bins] == [(5, 1, 1.0), (7, 3, pytest.approx(2 / 3))]
     assert [one.belief for one in found.bins] == pytest.approx([0.5, 0.75])
@@ -105,7 +106,7 @@ def test_reliability_by_hand() -> None:
 
 
 def test_a_sure_belief_is_in_the_last_bin() -> None:
-    found = reliability(torch.tensor([[100.0, 0.0]]), 0.05, torch.tensor([0])).bins
+    found = reliability(torch.tensor([[100.0, 0.0]]), NoisyCalibration(0.05, 0.0), torch.tensor([0])).bins
     # Of one that is right: a share of 0.025 yields it as often.
     assert found == [BeliefBin(9, 1, 1.0, 1.0, exact_interval(1, 1)[0], 1.0)]
     assert exact_interval(1, 1)[0] == pytest.approx(0.025)

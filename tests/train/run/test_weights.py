@@ -68,7 +68,9 @@ def test_what_a_run_leaves(run: Path) -> None:
     }  # fmt: skip
     assert header["effective_size"] == effective_sample_size(tensors["train"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert set(header["notes"]) == {"context_temperature", "power", "full_temperature", "full_noise"}
+    assert set(header["notes"]) == {
+        "context_temperature", "context_noise", "power", "full_temperature", "full_noise"
+    }  # fmt: skip
     epochs = {"context": 2, "full1": 4}
     assert [(line["name"], line["epoch"]) for line in lines] == [
         (fold, epoch) for fold in folds for epoch in range(epochs[fold.partition("-")[0]])

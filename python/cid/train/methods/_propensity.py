@@ -103,18 +103,16 @@ class InversePropensity(Weighting):
 
         Before that, what calibrates it.
         """
-        from torch import softmax
-
-        from cid.propensity import calibrate
+        from cid.propensity import calibrate_with_noise, label_belief
 
         found = self._out_of_fold(lab, "context", self.context, self.context_epochs, None)
-        temperature = calibrate(found.logits, lab.labels)
+        calibration = calibrate_with_noise(found.logits, lab.labels)
 
         def belief(logits: Tensor, target: Tensor) -> Tensor:
-            return softmax(logits / temperature, 1).gather(1, target[:, None])[:, 0]
+            return label_belief(logits, calibration).gather(1, target[:, None])[:, 0]
 
-        of_classes = softmax(found.logits / temperature, 1)
-        return {"context_temperature": temperature}, _of_all(belief, lab, found), of_classes
+        notes = {"context_temperature": calibration.temperature, "context_noise": calibration.noise}
+        return notes, _of_all(belief, lab, found), label_belief(found.logits, calibration)
 
     def _full(self, lab: Lab, name: str, weight: Tensor) -> tuple[dict[str, float], Beliefs]:
         """The belief that the label is right, of networks trained with these weights, and what calibrates it."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cid._errors import CheckpointError
-from cid.functional import context_weights
-from cid.propensity import effective_sample_size
+from cid.propensity import NoisyCalibration, effective_sample_size, label_belief
 from cid.train.config import Config
 from cid.train.data import Dataset, Split
 from cid.train.files import read_tensors
@@ -86,12 +85,12 @@ class Reliability:
     """How often a model is right, by how sure it is, on samples that it has not seen.
 
     Attributes:
-        temperature: that its logits are divided by.
+        calibration: of its logits.
         bins: those with samples, by belief.
         error: the mean of `|belief - right|` over the samples' bins, the expected calibration error.
     """
 
-    temperature: float
+    calibration: NoisyCalibration
     bins: list[BeliefBin]
     error: float
 
@@ -154,7 +153,7 @@ def _weighting(file: Path, methods: list[str], data: Dataset) -> WeightNumbers:
     train = data.train
     beliefs = {key.removesuffix(BELIEF): value for key, value in tensors.items() if key.endswith(BELIEF)}
     models = {
-        model: (logits, float(notes[f"{model}_temperature"]))
+        model: (logits, NoisyCalibration(*(float(notes[f"{model}_{name}"]) for name in NoisyCalibration._fields)))
         for model in beliefs
         if f"{model}_temperature" in notes and (logits := out_of_fold(file.parent, model)) is not None
     }
@@ -199,7 +198,7 @@ def out_of_fold(folder: Path, model: str) -> Tensor | None:
 
 
 def _what_changed(
-    weights: Tensor, beliefs: dict[str, Tensor], models: dict[str, tuple[Tensor, float]], labels: Tensor
+    weights: Tensor, beliefs: dict[str, Tensor], models: dict[str, tuple[Tensor, NoisyCalibration]], labels: Tensor
 ) -> str:
     """Why the training data can't be that of the weights, in words; nothing where it can.
 
@@ -211,9 +210,9 @@ def _what_changed(
     same = [
         len(logits) == len(labels) == len(beliefs[model])
         and torch.allclose(
-            context_weights(logits, labels, temperature=temperature), beliefs[model], rtol=2e-4, atol=1e-6
+            label_belief(logits, calibration).gather(1, labels[:, None])[:, 0], beliefs[model], rtol=2e-4, atol=1e-6
         )
-        for model, (logits, temperature) in models.items()
+        for model, (logits, calibration) in models.items()
     ]
     return "" if any(same) or not same else "the training images have other classes now"
 
@@ -221,23 +220,23 @@ def _what_changed(
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def reliability(logits: Tensor, temperature: float, labels: Tensor) -> Reliability:
+def reliability(logits: Tensor, calibration: NoisyCalibration, labels: Tensor) -> Reliability:
     """How often a model is right, by its largest belief.
 
     Args:
         logits: (N, C), of samples that it has not seen.
-        temperature: T; beliefs are softmax(logits / T).
+        calibration: what makes beliefs of them, `cid.propensity.label_belief`.
         labels: (N,).
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
     """
-    largest, guess = (logits.double() / temperature).softmax(1).max(1)
+    largest, guess = label_belief(logits.double(), calibration).max(1)
     hits = (guess == labels).double()
     places = (largest * BINS).long().clamp_max(BINS - 1)
     members = [places == place for place in range(BINS)]
     bins = [_bin(place, largest[own], hits[own]) for place, own in enumerate(members) if bool(own.any())]
     error = sum(one.count * abs(one.belief - one.right) for one in bins) / len(labels)
-    return Reliability(temperature, bins, error)
+    return Reliability(calibration, bins, error)
 
 
 def _bin(place: int, beliefs: Tensor, hits: Tensor) -> BeliefBin:
