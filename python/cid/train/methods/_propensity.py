@@ -162,7 +162,7 @@ class PropensityWeighted(Method):
     )
     ipw_power: float | None = setting(
         None,
-        "power of the inverse propensity (default: the share of the labels' entropy that the context tells)",
+        "power of the inverse propensity (default: by how much of the labels' entropy the context tells)",
         rule=between(0, 1),
     )
     ipw_clip: float = setting(50.0, "largest weight, in means", rule=at_least(1))

@@ -153,7 +153,7 @@ def _weighting(file: Path, methods: list[str], data: Dataset) -> WeightNumbers:
     train = data.train
     beliefs = {key.removesuffix(BELIEF): value for key, value in tensors.items() if key.endswith(BELIEF)}
     models = {
-        model: (logits, NoisyCalibration(*(float(notes[f"{model}_{name}"]) for name in NoisyCalibration._fields)))
+        model: (logits, NoisyCalibration(float(notes[f"{model}_temperature"]), float(notes.get(f"{model}_noise", 0))))
         for model in beliefs
         if f"{model}_temperature" in notes and (logits := out_of_fold(file.parent, model)) is not None
     }
