@@ -109,7 +109,7 @@ def accuracy_by_group(right: Tensor, groups: Tensor, names: Sequence[str]) -> di
         names: of the groups.
     """
     members = {name: right[groups == number] for number, name in enumerate(names)}
-    return {name: float(own.double().mean()) for name, own in members.items() if len(own)}
+    return {name: int(own.sum()) / len(own) for name, own in members.items() if len(own)}
 
 
 def score_students(
