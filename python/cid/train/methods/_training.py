@@ -21,6 +21,9 @@ class Training(nn.Module):
     Args:
         method: how they are trained.
         given: what it makes them of; the teacher's parameters stop requiring gradients.
+
+    Attributes:
+        epoch: the current one, from 0; the loop sets it.
     """
 
     if TYPE_CHECKING:  # which networks there are is the method's to say
@@ -30,6 +33,7 @@ class Training(nn.Module):
     def __init__(self, method: Method, given: Ingredients) -> None:
         super().__init__()
         self.method = method
+        self.epoch = 0
         if given.teacher is not None:
             given.teacher.requires_grad_(False)
         for name, network in method.networks(given).items():
