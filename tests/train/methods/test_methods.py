@@ -14,28 +14,36 @@ import pytest
 import torch
 from torch import nn
 
+from cid._errors import ConfigError
 from cid.train.config import resolve
 from cid.train.data import Batch
 from cid.train.methods import DEFAULT_METHODS, Ingredients, Method, Training, option_fields, register, registry
 from cid.train.methods._base import REGISTERED
+from cid.train.methods._features import MapsMethod
 from cid.train.models import InputSpec
+from cid.train.results.page import COLOURS
 from cid.train.settings import setting
 from tests import draws
 
 CLASSES, SAMPLES = 3, 12
-SPEC, LABELS = InputSpec(1, (5, 1), CLASSES), torch.arange(SAMPLES) % CLASSES
+SPEC, LABELS = InputSpec(1, (5, 2), CLASSES), torch.arange(SAMPLES) % CLASSES
 every_method = pytest.mark.parametrize("name", registry())
 
 
 def network(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(5, width), nn.Dropout(0.5), nn.Linear(width, CLASSES))
+    maps = nn.Sequential(nn.Conv2d(1, width, 1), nn.Dropout(0.5))
+    return nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES))
+
+
+def images() -> torch.Tensor:
+    return torch.randn(SAMPLES, SPEC.channels, *SPEC.size)
 
 
 def make(name: str) -> tuple[Training, nn.Module, Batch]:
     draws.seed(0)
     teacher = network(8)
     given = Ingredients(network(4), teacher, SPEC, LABELS, fresh_student=partial(network, 4))
-    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
+    batch = Batch(images(), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     return Training(resolve({"method.warmup_epochs": 0}).method.options(name), given), teacher, batch
 
 
@@ -71,8 +79,12 @@ def test_without_a_teacher_its_outputs_must_come_with_the_batch(name: str) -> No
     draws.seed(0)
     options = resolve({"method.warmup_epochs": 0}).method.options(name)
     given = Ingredients(network(4), None, SPEC, LABELS, teacher_dim=8, fresh_student=partial(network, 4))
+    if isinstance(options, MapsMethod):
+        with pytest.raises(ConfigError, match=r"^--teacher-cache: got one, accepted: none"):
+            Training(options, given)
+        return
     training = Training(options, given)
-    batch = Batch(torch.randn(SAMPLES, 5), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
+    batch = Batch(images(), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
     outputs = torch.randn(SAMPLES, 8), torch.randn(SAMPLES, CLASSES)
     assert torch.isfinite(training(batch._replace(teacher=outputs)).loss)
     if name not in ("labels", "lff", "jtt"):
@@ -115,7 +127,8 @@ def test_the_teacher_is_adjusted_as_the_batch_says(name: str, cached: bool) -> N
 
 def test_order_and_names() -> None:
     assert tuple(registry())[: len(DEFAULT_METHODS)] == DEFAULT_METHODS
-    assert list(registry())[3:] == sorted(list(registry())[3:])
+    others = list(registry())[len(DEFAULT_METHODS) :]
+    assert others == sorted(others)
     assert all(name == method.name for name, method in registry().items())
 
 
@@ -232,5 +245,6 @@ def test_a_new_method_is_one_file(tmp_path: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Terms of mse&#39;s loss, before their weights" in page
     assert "Terms of kd&#39;s loss, before their weights" in page
-    assert f'class="strip c{len(registry()) % 8 + 1}"' in page  # that after all others', of which there are eight
+    names = [*DEFAULT_METHODS, *sorted({"mse", *registry()} - set(DEFAULT_METHODS))]
+    assert f'class="strip c{names.index("mse") % COLOURS + 1}"' in page
     assert cid(f"eval {run} --method mse").startswith("mse-seed0: accuracy ")

@@ -15,3 +15,10 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tens
     if weight is None:
         return functional.cross_entropy(logits, target)
     return (weight * functional.cross_entropy(logits, target, reduction="none")).mean()
+
+
+def full(x: Tensor) -> Tensor:
+    """In float32 at least: squares and sums of half precision are not to be rounded to it."""
+    from torch import float32, promote_types
+
+    return x.to(promote_types(x.dtype, float32))

@@ -15,3 +15,8 @@ def alpha() -> Any:
 def temperature() -> Any:
     """The temperature T, 4 by default."""
     return setting(4.0, "softens logits and contexts", rule=within(1e-30, 1e30))
+
+
+def layers(role: str) -> Any:
+    """Names of the layers whose maps are compared; none for the last of each size of map."""
+    return setting((), f"layers of the {role} whose maps are compared (default: the last of each size of map)")

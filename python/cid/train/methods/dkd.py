@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from cid.train.methods import Method, StepOutput, _shared, register
-from cid.train.methods._losses import cross_entropy
+from cid.train.methods._losses import cross_entropy, full
 from cid.train.settings import at_least, setting
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ class DKD(Method):
 
 def _decoupled(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logits, softened by T as these are, of the label's class against all others (B, 2), and of these (B, C - 1)."""
-    from torch import float32, promote_types, stack
+    from torch import stack
     from torch.nn.functional import one_hot
 
     batch, classes = logits.shape
-    logits = logits.to(promote_types(logits.dtype, float32))
+    logits = full(logits)
     own = one_hot(target, classes).bool()
     others = logits[~own].view(batch, classes - 1)
     together = temperature * (others / temperature).logsumexp(1)

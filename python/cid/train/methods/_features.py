@@ -1,0 +1,83 @@
+"""Methods whose loss is the cross-entropy and what the networks' features have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from cid.train.methods._base import Ingredients, Method, StepOutput
+from cid.train.methods._losses import cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cid.train.data import Batch
+    from cid.train.methods._maps import Pair
+    from cid.train.methods._training import Training
+
+
+P = TypeVar("P")
+
+
+def _output(loss: Tensor, ce: Tensor, terms: dict[str, Tensor], logits: Tensor) -> StepOutput:
+    named = {"ce": ce, **terms}
+    return StepOutput(loss, {name: term.detach() for name, term in named.items()}, logits.detach())
+
+
+def middle(pairs: Sequence[P]) -> P:
+    """The one in the middle, of an even number the first of the two."""
+    return pairs[(len(pairs) - 1) // 2]
+
+
+class MapsMethod(Method):
+    """A method whose loss compares maps within the networks: only `compare` is its own, and the layers to choose."""
+
+    student_layers: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+
+    def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
+        """Both networks, and where the maps are found."""
+        from cid.train.methods._maps import Maps
+
+        return {**super().networks(given), "maps": Maps(given, self.student_layers, self.teacher_layers)}
+
+    def compare(self, training: Training, pairs: list[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is added to the cross-entropy, and its terms by name."""
+        raise NotImplementedError
+
+    def step(self, training: Training, batch: Batch) -> StepOutput:
+        """The loss of a batch."""
+        logits, pairs = training.maps(training.student, training.teacher, batch.inputs)
+        ce = cross_entropy(logits, batch.target, batch.weight)
+        loss, terms = self.compare(training, pairs)
+        return _output(ce + loss, ce, terms, logits)
+
+
+class RepresentationMethod(Method):
+    """A method whose loss compares the representations that the classifying layers read: only `compare` is its own."""
+
+    def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
+        """Both networks, and where the representations are found."""
+        from cid.train.methods._representations import Representations
+
+        return {**super().networks(given), "representations": Representations(given)}
+
+    def compare(
+        self, training: Training, batch: Batch, ours: Tensor, theirs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is added to the cross-entropy, and its terms by name.
+
+        Args:
+            training: the networks.
+            batch: which samples they are.
+            ours: the student's, (B, Ds).
+            theirs: the teacher's, (B, Dt), without gradient.
+        """
+        raise NotImplementedError
+
+    def step(self, training: Training, batch: Batch) -> StepOutput:
+        """The loss of a batch."""
+        logits, ours, theirs = training.representations(training.student, training.teacher, batch)
+        ce = cross_entropy(logits, batch.target, batch.weight)
+        loss, terms = self.compare(training, batch, ours, theirs)
+        return _output(ce + loss, ce, terms, logits)
