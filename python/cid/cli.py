@@ -19,6 +19,7 @@ from cid.bench import command as bench
 from cid.train.config import read_toml, resolve, settings
 from cid.train.methods import registry
 from cid.train.ship import EXPORTS
+from cid.train.study import command as study
 
 Subparsers = Any  # argparse's own class for this is private
 
@@ -321,6 +322,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_eval,
     _register_report,
     _register_export,
+    study.register,
     bench.register,
 )
 

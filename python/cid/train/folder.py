@@ -130,10 +130,12 @@ class RunFolder:
 
     Args:
         path: the folder.
+        network: the only one that is worked on, where several processes share the run: its metrics go to its folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, network: str | None = None) -> None:
         self.path = path
+        self._metrics = self.network(network) / "metrics.jsonl" if network else path / "metrics.jsonl"
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -229,25 +231,26 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
         return saved
 
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics of every epoch; a line that a crash cut off is left out."""
-        lines: list[dict[str, Any]] = []
-        if self._metrics.is_file():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
-                with suppress(json.JSONDecodeError):
-                    lines.append(json.loads(line))
-        return lines
+        """The metrics of every epoch of all networks; a line that a crash cut off is left out."""
+        files = [self.path / "metrics.jsonl", *sorted(self.path.glob("*/metrics.jsonl"))]
+        return [line for file in files for line in _lines(file)]
 
     def rewind_metrics(self, name: str, epoch: int) -> None:
         """Drops a network's metrics from `epoch` on: they are about to be computed again."""
-        kept = [line for line in self.metrics() if line["name"] != name or line["epoch"] < epoch]
+        kept = [line for line in _lines(self._metrics) if line["name"] != name or line["epoch"] < epoch]
         write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Appends a line."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -184,18 +185,40 @@ def distill(inputs: Inputs, folder: RunFolder, observer: Observer) -> list[Resul
         RunError: see `cid._errors`.
         OSError: a file can't be written.
     """
-    folder.keep_data(inputs.data.summary)
-    with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
-        run = Run(inputs, folder, observer, stop)
-        teacher = prepare_teacher(run)
-        methods = map(run.config.method.options, run.config.method.methods)
-        run.weights = weigh_samples(run, [method.weighting() for method in methods])
+    with _open(inputs, folder, observer) as run:
+        teacher = prepare(run)
         for seed in run.config.run.seeds:
             for method in run.config.method.methods:
                 train_student(run, teacher, method, seed)
         results = folder.results()
         write_table_and_curves(folder, results)
     return results
+
+
+def distill_part(inputs: Inputs, folder: RunFolder, observer: Observer, student: tuple[str, int] | None) -> None:
+    """Does what comes before the students of a run, and one of these if it is named.
+
+    Once that is done, several processes may each do a student of the run at a time. See `distill`.
+    """
+    with _open(inputs, folder, observer) as run:
+        teacher = prepare(run)
+        if student is not None:
+            train_student(run, teacher, *student)
+
+
+@contextmanager
+def _open(inputs: Inputs, folder: RunFolder, observer: Observer) -> Iterator[Run]:
+    folder.keep_data(inputs.data.summary)
+    with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
+        yield Run(inputs, folder, observer, stop)
+
+
+def prepare(run: Run) -> nn.Module:
+    """The teacher, and the weights that methods ask for, each unless it is there."""
+    teacher = prepare_teacher(run)
+    methods = map(run.config.method.options, run.config.method.methods)
+    run.weights = weigh_samples(run, [method.weighting() for method in methods])
+    return teacher
 
 
 def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
