@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from cid.train.folder import TEACHER
 from cid.train.results.table import TEST, estimate
 from cid.train.study.plan import Setting, digest
 from cid.train.study.rows import Row
 
+LEVEL = 0.05  # of the tests of all differences together
+SURE = "*"
 
-def study_table(study: Sequence[Setting], rows: Iterable[Row], baseline: str) -> str:
-    """Each method's accuracy on each test, for each combination of the grid, and how it differs from the baseline.
 
-    Means and 95% intervals (Student's t) are over seeds; differences are taken seed by seed.
+@dataclass(frozen=True)
+class Line:
+    """A method in one combination of the grid.
+
+    Attributes:
+        label: the alternatives.
+        method: its name, or that it is the teacher.
+        accuracies: by test, then by seed.
+        gains: over the baseline, by test, of the seeds that both have; empty where it is not compared.
+    """
+
+    label: tuple[str, ...]
+    method: str
+    accuracies: Mapping[str, Mapping[int, float]]
+    gains: Mapping[str, Sequence[float]]
+
+    @property
+    def networks(self) -> int:
+        """How many there are."""
+        return len(self.accuracies[TEST])
+
+
+def lines(study: Sequence[Setting], rows: Iterable[Row], baseline: str) -> list[Line]:
+    """All methods of a study that have rows, in the order of the grid.
 
     Args:
         study: its settings.
@@ -21,65 +45,108 @@ def study_table(study: Sequence[Setting], rows: Iterable[Row], baseline: str) ->
         baseline: a method.
     """
     by_digest = {row["digest"]: row for row in rows}
-    groups: dict[tuple[str, ...], dict[str, dict[int, Row]]] = {}
-    missing = 0
+    found: dict[tuple[str, ...], dict[str, dict[str, dict[int, float]]]] = {}
     for setting in study:
-        methods = groups.setdefault(tuple(setting.label.values()), {})
-        first = setting.config.run.seeds[0]
-        for method, seed in [(TEACHER, first), *setting.students()]:
+        methods = found.setdefault(tuple(setting.label.values()), {})
+        for method, seed in networks(setting):
             row = by_digest.get(digest(setting.config, method, seed))
-            missing += row is None
             if row is not None:
-                methods.setdefault(method, {})[seed] = row
-    tests = dict.fromkeys(
-        test
-        for methods in groups.values()
-        for own in methods.values()
-        for row in own.values()
-        for test in _accuracies(row)
+                for test, accuracy in {TEST: row["test_accuracy"], **row["tests"]}.items():
+                    methods.setdefault(method, {}).setdefault(test, {})[seed] = accuracy
+    return [
+        Line(label, method, own, {} if method in (TEACHER, baseline) else _gains(own, methods.get(baseline, {})))
+        for label, methods in found.items()
+        for method, own in methods.items()
+    ]
+
+
+def networks(setting: Setting) -> list[tuple[str, int]]:
+    """Method and seed of each, the teacher's first."""
+    return [(TEACHER, setting.config.run.seeds[0]), *setting.students()]
+
+
+def _gains(own: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]) -> dict[str, list[float]]:
+    return {
+        test: [value - other[test][seed] for seed, value in values.items() if seed in other[test]]
+        for test, values in own.items()
+        if test in other
+    }
+
+
+def study_table(study: Sequence[Setting], rows: Sequence[Row], baseline: str) -> str:
+    """Each method's accuracy on each test, for each combination of the grid, and how it differs from the baseline.
+
+    Means and 95% intervals (Student's t) are over seeds; differences are taken seed by seed. Those are marked that
+    differ from 0 by the t-tests of all differences in the table together, by Holm's method at 5%.
+    """
+    found = lines(study, rows, baseline)
+    tests = list(dict.fromkeys(test for line in found for test in line.accuracies))
+    marks = sure([line.gains.get(test, ()) for line in found for test in tests])
+    text = [[*study[0].label, "method", *(head for test in tests for head in (test, f"{test} - {baseline}")), "n"]]
+    for number, line in enumerate(found):
+        cells = [*line.label, line.method]
+        for place, test in enumerate(tests):
+            gain = _interval(line.gains.get(test, ()), "+")
+            mark = SURE if marks[number * len(tests) + place] else " "
+            cells += [_interval([*line.accuracies.get(test, {}).values()]), f"{gain} {mark}" if gain else ""]
+        text.append([*cells, str(line.networks)])
+    left = sum(map(len, map(networks, study))) - _done(study, rows)
+    notes = (
+        "Accuracy in %, mean and 95% interval (Student's t) over seeds; differences seed by seed. "
+        f"{SURE}: of all these differences not 0 (Holm, at 5%)."
     )
-    lines = [[*study[0].label, "method", *(text for test in tests for text in (test, f"{test} - {baseline}")), "n"]]
-    for label, methods in groups.items():
-        for method, own in methods.items():
-            cells = [
-                text
-                for test in tests
-                for text in _cells(own, {} if method in (TEACHER, baseline) else methods.get(baseline, {}), test)
-            ]
-            lines.append([*label, method, *cells, str(len(own))])
+    return "\n".join([*_aligned(text, len(study[0].label) + 1), "", notes, *_left(left)])
+
+
+def _done(study: Sequence[Setting], rows: Iterable[Row]) -> int:
+    known = {row["digest"] for row in rows}
+    return sum(digest(setting.config, *one) in known for setting in study for one in networks(setting))
+
+
+def _left(count: int) -> list[str]:
+    return [f"Not done yet: {count} networks."] if count else []
+
+
+def _aligned(lines: Sequence[Sequence[str]], names: int) -> list[str]:
+    """Lines of one width: the first cells, which are names, to the left, others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    names = len(study[0].label) + 1
     text = [
         "  ".join(
-            cell.ljust(width) if i < names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if place < names else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]
-    text.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
-    notes = "Accuracy in %, mean and 95% interval (Student's t) over seeds; differences seed by seed."
-    left = f" {missing} networks are not done yet." if missing else ""
-    return "\n".join([*text, "", notes + left])
+    return [text[0], "-" * (sum(widths) + 2 * len(widths) - 2), *text[1:]]
 
 
-def _accuracies(row: Row) -> dict[str, float]:
-    return {TEST: row["test_accuracy"], **row["tests"]}
-
-
-def _cells(own: dict[int, Row], other: dict[int, Row], test: str) -> tuple[str, str]:
-    """The accuracy on a test, and how it differs."""
-    found = {seed: _accuracies(row).get(test) for seed, row in own.items()}
-    against = {seed: _accuracies(row).get(test) for seed, row in other.items()}
-    values = [value for value in found.values() if value is not None]
-    gains = [
-        value - base for seed, value in found.items() if value is not None and (base := against.get(seed)) is not None
-    ]
-    return _interval(values), _interval(gains, "+")
-
-
-def _interval(values: list[float], sign: str = "") -> str:
+def _interval(values: Sequence[float], sign: str = "") -> str:
     if not values:
         return ""
     found = estimate(values)
     text = f"{100 * found.mean:{sign}.2f}"
     return text if found.half_width is None else f"{text} +/- {100 * found.half_width:.2f}"
+
+
+def sure(differences: Sequence[Sequence[float]]) -> list[bool]:
+    """Which of these differ from 0, each by its values, all together.
+
+    Student's t-test of each that has three values or more, and Holm's method: of m tests, the p-values in order are
+    held against 5% / m, 5% / (m - 1), ... until one is larger.
+
+    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
+    """
+    from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
+
+    # Of values that are all one there is no test: they differ surely, or not at all.
+    p = {
+        place: float(ttest_1samp(values, 0).pvalue) if len(set(values)) > 1 else float(not values[0])
+        for place, values in enumerate(differences)
+        if len(values) >= 3
+    }
+    found = [False] * len(differences)
+    for rank, place in enumerate(sorted(p, key=p.__getitem__)):
+        if p[place] > LEVEL / (len(p) - rank):
+            break
+        found[place] = True
+    return found

@@ -1,0 +1,67 @@
+"""The table of a study, and which of its differences are sure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cid.train.folder import TEACHER
+from cid.train.study.plan import Setting, digest, read_study
+from cid.train.study.table import lines, study_table, sure
+
+STUDY = """
+methods = ["labels", "kd", "cid"]
+seeds = [0, 1, 2]
+[grid.rate]
+slow = { optim = { lr = 0.001 } }
+fast = { optim = { lr = 0.1 } }
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> list[Setting]:
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY)
+    return read_study(file, {})
+
+
+def row(setting: Setting, method: str, seed: int, accuracy: float, **tests: float) -> dict[str, Any]:
+    return {"digest": digest(setting.config, method, seed), "test_accuracy": accuracy, "tests": tests}
+
+
+def test_means_intervals_and_differences_seed_by_seed(study: list[Setting]) -> None:
+    slow, fast = study
+    accuracies = {"labels": [0.5, 0.6, 0.7], "kd": [0.51, 0.62, 0.71], "cid": [0.8, 0.9]}
+    rows = [row(slow, method, seed, value) for method, own in accuracies.items() for seed, value in enumerate(own)]
+    rows += [row(slow, TEACHER, 0, 0.99), {"digest": "another", "test_accuracy": 0.1, "tests": {}}]
+    rows += [row(fast, "kd", 0, 0.4, unbiased=0.3), row(fast, "cid", 0, 0.5, unbiased=0.2)]
+    text = study_table(study, rows, "kd").splitlines()
+    assert text[0].split() == ["rate", "method", "test", "test", "-", "kd", "unbiased", "unbiased", "-", "kd", "n"]
+    cells = [line.split() for line in text[2:]]
+    assert cells[0] == ["slow", "teacher", "99.00", "1"]
+    # t of 2 degrees of freedom: 4.303 standard errors, of sd 10 and 0.577.
+    assert cells[1] == ["slow", "labels", "60.00", "+/-", "24.84", "-1.33", "+/-", "1.43", "3"]
+    assert cells[2] == ["slow", "kd", "61.33", "+/-", "24.88", "3"]
+    assert cells[3][:2] + cells[3][5:] == ["slow", "cid", "+28.50", "+/-", "6.35", "2"]
+    assert cells[4] == ["fast", "kd", "40.00", "30.00", "1"]
+    assert cells[5] == ["fast", "cid", "50.00", "+10.00", "20.00", "-10.00", "1"]
+    assert text[-1] == "Not done yet: 9 networks."
+    assert len(lines(study, rows, "kd")) == 6
+
+
+def test_no_rows_yet(study: list[Setting]) -> None:
+    assert study_table(study, [], "kd").splitlines()[-1] == "Not done yet: 20 networks."
+
+
+def test_what_is_sure_of_all() -> None:
+    near = [0.01, 0.011, 0.009]  # t = 17.3: p = 0.0033
+    far = [0.01, 0.015, 0.005]  # t = 3.46: p = 0.074
+    some = [0.01, 0.0125, 0.0075, 0.0095]  # t = 9.6: p = 0.0024
+    assert sure([near]) == [True]
+    assert sure([far]) == [False]
+    assert sure([some, near]) == [True, True]
+    # 0.0024 is at most 5% / 20, 0.0033 more than 5% / 19.
+    assert sure([some, *[far] * 18, near]) == [True, *[False] * 19]
+    assert sure([near] + [far] * 19) == [False] * 20
+    # None of two values; and what never varies.
+    assert sure([[0.1, 0.1], [], [0.1] * 3, [0.0] * 3]) == [False, False, True, False]
