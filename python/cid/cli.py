@@ -19,6 +19,7 @@ from cid.bench import command as bench
 from cid.train.config import read_toml, resolve, settings
 from cid.train.methods import registry
 from cid.train.ship import EXPORTS
+from cid.train.ship import command as predict
 from cid.train.study import command as study
 
 Subparsers = Any  # argparse's own class for this is private
@@ -322,6 +323,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_eval,
     _register_report,
     _register_export,
+    predict.register,
     study.register,
     bench.register,
 )

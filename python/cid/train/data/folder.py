@@ -137,7 +137,7 @@ class _FolderReader:
             DataError: one has another size than those before.
         """
         images = []
-        for path in _image_files(folder):
+        for path in image_files(folder):
             image = self._read(path)
             if image is None:
                 continue
@@ -149,18 +149,11 @@ class _FolderReader:
         return images
 
     def _read(self, path: Path) -> Bytes | None:
-        from PIL import Image
-
         try:
-            with Image.open(path) as file:
-                image = _of_bytes(file)
-        # Of a damaged file Pillow's decoders raise whatever they stumble over.
-        except Exception as error:
-            self.unreadable[path.relative_to(self._base).as_posix()] = str(error) or type(error).__name__
+            return read_image(path, None if self._resize is None else (self._resize, self._resize))
+        except ValueError as error:
+            self.unreadable[path.relative_to(self._base).as_posix()] = str(error)
             return None
-        if self._resize is not None:
-            image = image.resize((self._resize, self._resize), Image.Resampling.BILINEAR)
-        return np.asarray(image).transpose(2, 0, 1)
 
     def error(self) -> DataError:
         """Names the images that could not be read."""
@@ -173,7 +166,29 @@ class _FolderReader:
         )
 
 
-def _image_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+def read_image(path: Path, size: tuple[int, int] | None = None, channels: int = 3) -> Bytes:
+    """An image of any kind, (channels, height, width), resized where a size (height, width) is given.
+
+    Raises:
+        ValueError: it can't be read; the message says why.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = _of_bytes(file)
+    # Of a damaged file Pillow's decoders raise whatever they stumble over.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if channels == 1:
+        image = image.convert("L")
+    if size is not None and image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    pixels: Bytes = np.asarray(image).reshape(*image.size[::-1], channels).transpose(2, 0, 1)
+    return pixels
+
+
+def image_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """The images in a folder and in those below it, in order of name."""
     here = folder.resolve()
     if here in above:  # by a link, which would lead around for ever
@@ -182,7 +197,7 @@ def _image_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator
         if _hidden(path.name):
             continue
         if path.is_dir():
-            yield from _image_files(path, above | {here})
+            yield from image_files(path, above | {here})
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             yield path
 
