@@ -245,6 +245,44 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- cid transfer --------------------------------------------------------------------------------------------------
+
+
+def _register_transfer(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "transfer",
+        help="probe saved networks' representations on other data",
+        description="Fits a linear classifier of each network's representations, which stay as they are, to other "
+        "data, and prints how well it tells that: what a network has learned beyond its own classes. Images are "
+        "brought to the size and the channels that the networks were trained for.",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--to", dest="data.name", required=True, metavar="DATA", help="as --data of cid distill")
+    parser.add_argument("--method", choices=tuple(registry()), help="only students of this method")
+    parser.add_argument("--seed", type=int, help="only the students of this seed")
+    _add_settings(
+        parser,
+        ["data.dir", "data.resize", "data.limit", "data.limit_test", "data.validation", "data.split_seed", "data.rho"],
+    )
+    parser.set_defaults(run=_transfer)
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from cid.train.data import load_dataset
+    from cid.train.folder import RunFolder
+    from cid.train.results import table
+    from cid.train.transfer import NOTES, transfer
+
+    folder = RunFolder(options.folder)
+    folder.students(options.method, options.seed)  # before the data, which takes longer
+    data = load_dataset(resolve(_given(options)).data)
+    parts = f"{len(data.train):,} to fit to, {len(data.validation):,} to choose by, {len(data.test):,} to test on"
+    print(f"Images: {parts}", flush=True)
+    results = transfer(folder, data, options.method, options.seed, lambda line: print(line, flush=True))
+    print(f"\n{table.table(results, NOTES)}")
+    return 0
+
+
 # --- cid report ----------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +359,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_distill,
     _register_cache,
     _register_eval,
+    _register_transfer,
     _register_report,
     _register_export,
     predict.register,

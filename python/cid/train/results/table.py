@@ -158,8 +158,8 @@ def differences(results: Iterable[Result]) -> list[Difference]:
 HEAD = ("method", "test accuracy", "spread (sd)", "lowest..highest", "networks", "parameters", "seconds each")
 
 
-def table(results: Sequence[Result]) -> str:
-    """The results as text."""
+def table(results: Sequence[Result], reading: Sequence[str] | None = None) -> str:
+    """The results as text, with notes on how to read it: those of a run unless others are given."""
     found = rows(results)
     further = [further_cells(row) for row in found]
     names = list(dict.fromkeys(name for each in further for name in each))
@@ -174,7 +174,7 @@ def table(results: Sequence[Result]) -> str:
     ]
     text.insert(1, "-" * len(text[0]))
     text += ["", *(sentence(difference) for difference in differences(results))]
-    return "\n".join([*text, "", *notes(results)])
+    return "\n".join([*text, "", *(notes(results) if reading is None else reading)])
 
 
 def notes(results: Iterable[Result]) -> list[str]:
