@@ -139,6 +139,11 @@ def test_the_command_and_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.strip() == table[table.index("method") :].strip()
     assert (tmp_path / "study" / "rows.jsonl").read_text() == rows
     assert cid.cli.main([*arguments, "--baseline", "cid"]) == 2
+    picture = tmp_path / "study.svg"
+    assert cid.cli.main([*arguments, "--table", "--out", str(tmp_path / "none"), "--plot", str(picture)]) == 2
+    assert "has no rows of this study yet" in capsys.readouterr().err
+    assert cid.cli.main([*arguments, "--table", "--plot", str(picture)]) == 0
+    assert "kd-ipw" in picture.read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals that a process can answer")

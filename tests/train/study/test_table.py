@@ -7,6 +7,7 @@ import pytest
 
 from cid.train.folder import TEACHER
 from cid.train.study.plan import Setting, digest, read_study
+from cid.train.study.plot import plot_study
 from cid.train.study.table import lines, study_table, sure
 
 STUDY = """
@@ -47,6 +48,14 @@ def test_means_intervals_and_differences_seed_by_seed(study: list[Setting]) -> N
     assert cells[5] == ["fast", "cid", "50.00", "+10.00", "20.00", "-10.00", "1"]
     assert text[-1] == "Not done yet: 9 networks."
     assert len(lines(study, rows, "kd")) == 6
+
+
+def test_the_picture(study: list[Setting], tmp_path: Path) -> None:
+    slow, fast = study
+    rows = [row(slow, method, seed, 0.1 * seed) for method in ("labels", "kd") for seed in range(3)]
+    rows += [row(slow, TEACHER, 0, 0.9), row(fast, "cid", 0, 0.4, unbiased=0.3)]
+    plot_study(lines(study, rows, "kd"), tmp_path / "study.png")
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_rows_yet(study: list[Setting]) -> None:

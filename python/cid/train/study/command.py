@@ -28,6 +28,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--data-dir", metavar="FOLDER", help="folder that holds the published files of the data sets")
     parser.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the rows that are there, too: a dot for every network"
+    )
+    parser.add_argument(
         "--baseline", metavar="METHOD", help="what each method is compared with (default: kd, or else the first)"
     )
     parser.set_defaults(run=run)
@@ -43,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; the exit code."""
     from cid.train.study.plan import read_study
     from cid.train.study.rows import alone, read_rows
-    from cid.train.study.table import study_table
+    from cid.train.study.table import lines, study_table
 
     given = {"run.device": options.device, "data.dir": options.data_dir}
     study = read_study(options.study, {key: value for key, value in given.items() if value is not None})
@@ -65,7 +68,14 @@ def run(options: argparse.Namespace) -> int:
         except InterruptedRunError as error:
             print("cid: interrupted; the same command goes on", file=sys.stderr)
             return error.exit_code
-    print(study_table(study, read_rows(out / "rows.jsonl"), baseline))
+    rows = read_rows(out / "rows.jsonl")
+    print(study_table(study, rows, baseline))
+    if options.plot is not None:
+        if not (found := lines(study, rows, baseline)):
+            raise ConfigError(f"--plot: {out} has no rows of this study yet")
+        from cid.train.study.plot import plot_study
+
+        plot_study(found, options.plot)
     if failed:
         print(f"cid: error: failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)
     return 1 if failed else 0
