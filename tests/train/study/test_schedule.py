@@ -1,16 +1,20 @@
 """The order of a study's work, and what is left of it: by workers that only pretend, but once."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import cid.cli
+from cid._errors import InterruptedRunError
 from cid.train.config import read_toml
 from cid.train.folder import TEACHER, Result, RunFolder, network_name
 from cid.train.study.plan import Setting, read_study
@@ -117,7 +121,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(
 
 def test_the_command_and_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "study.toml"
-    file.write_text(STUDY.replace("[0, 1]", "[0]").partition("[grid.student]")[0])
+    file.write_text(STUDY.replace("[0, 1]", "[0]").replace("kd-ipw", "kd").partition("[grid.student]")[0])
     arguments = ["study", str(file), "--jobs", "2", "--device", "cpu"]
     assert cid.cli.main(arguments) == 0
     table = capsys.readouterr().out
@@ -127,8 +131,8 @@ def test_the_command_and_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = (tmp_path / "study" / "rows.jsonl").read_text()
     assert len(rows.splitlines()) == 3
     (run,) = (tmp_path / "study" / "runs").iterdir()
-    assert {result.name for result in RunFolder(run).results()} == {"teacher", "labels-seed0", "kd-ipw-seed0"}
-    assert {line["name"] for line in RunFolder(run).metrics()} == {"labels-seed0", "kd-ipw-seed0"}
+    assert {result.name for result in RunFolder(run).results()} == {"teacher", "labels-seed0", "kd-seed0"}
+    assert {line["name"] for line in RunFolder(run).metrics()} == {"labels-seed0", "kd-seed0"}
     # A network of a run that is made whole has the same accuracy: it does not matter who did which part.
     result = Result.read(run / "labels-seed0" / "result.json")
     whole = tmp_path / "whole"
@@ -143,24 +147,41 @@ def test_the_command_and_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cid.cli.main([*arguments, "--table", "--out", str(tmp_path / "none"), "--plot", str(picture)]) == 2
     assert "has no rows of this study yet" in capsys.readouterr().err
     assert cid.cli.main([*arguments, "--table", "--plot", str(picture)]) == 0
-    assert "kd-ipw" in picture.read_text()
+    assert "labels" in picture.read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals that a process can answer")
-def test_after_an_interrupt_it_goes_on(tmp_path: Path) -> None:
-    file = tmp_path / "study.toml"
-    file.write_text(STUDY.replace("epochs = 2,", "epochs = 1000,").replace('"kd-ipw"', '"kd"'))
-    command = [sys.executable, "-m", "cid.cli", "study", str(file), "--jobs", "2", "--device", "cpu"]
-    rows, checkpoints = tmp_path / "study" / "rows.jsonl", tmp_path / "study" / "runs"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not [*checkpoints.glob("*/*/checkpoint.safetensors")] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; the same command goes on" in errors
-    assert [row["name"] for row in read_rows(rows)] == ["teacher"]
-    kept = [*checkpoints.glob("*/*/checkpoint.safetensors")]
-    assert kept
-    assert kept[0].stat().st_size
+def test_an_interrupt_is_passed_on_once_and_nothing_more_begins(
+    study: list[Setting], tmp_path: Path, pretend: Callable[..., Begun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = pretend()
+    done, stopped = Workers.run, threading.Event()
+
+    def run(self: Workers, task: Task) -> subprocess.CompletedProcess[str]:
+        if task.name != "small labels-seed0":
+            return done(self, task)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.wait(60)
+        return subprocess.CompletedProcess([], 130, "", "")
+
+    monkeypatch.setattr(Workers, "run", run)
+    monkeypatch.setattr(Workers, "stop", lambda self: stopped.set())
+    with pytest.raises(InterruptedRunError) as caught:
+        run_study(study, tmp_path, 1, {}, lambda _: None)
+    assert caught.value.exit_code == 130
+    assert begun == ["teacher cnn-3", "small weights"]
+    assert [row["name"] for row in read_rows(tmp_path / "rows.jsonl")] == ["teacher"]
+
+
+def test_processes_are_asked_to_end() -> None:
+    workers, task = (
+        Workers((sys.executable, "-c", "import time; print('', flush=True); time.sleep(600)")),
+        Task("", Path(), ()),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(workers.run, task)
+        while not workers._processes:
+            time.sleep(0.01)
+        workers.stop()
+        assert outcome.result(60).returncode != 0
+    assert workers.run(task).stderr == "not begun"

@@ -189,17 +189,21 @@ def _keep(rows: Path, task: Task, hardware: Mapping[str, Any]) -> Result:
     return result
 
 
-class Workers:
-    """The processes that work now."""
+WORKER = (sys.executable, "-m", "cid.train.study.worker")
 
-    def __init__(self) -> None:
+
+class Workers:
+    """The processes that work now; each is `command` with a task's arguments."""
+
+    def __init__(self, command: Sequence[str] = WORKER) -> None:
+        self._command = command
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
     def run(self, task: Task) -> subprocess.CompletedProcess[str]:
         """Does a task, in a group of its own: an interrupt of the terminal is passed on by `stop`, once."""
-        command = [sys.executable, "-m", "cid.train.study.worker", *task.arguments]
+        command = [*self._command, *task.arguments]
         with self._lock:
             if self._stopped:
                 return subprocess.CompletedProcess(command, 1, "", "not begun")
