@@ -30,7 +30,7 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--methods fitnet", "--methods: got fitnet, accepted: one or more, each once, of: labels or kd or cid"),
+        ("--methods magic", "--methods: got magic, accepted: one or more, each once, of: labels or kd or cid"),
         (
             "--data nowhere",
             "--data: got 'nowhere', accepted: digits, coloured-digits, mnist, colored-mnist, cifar10",

@@ -50,7 +50,7 @@ def test_layers() -> None:
         ({"method.context_momentum": 1.0}, r"--context-momentum: got 1.0, accepted: a number from 0 to below 1"),
         ({"optim.optimizer": "adam"}, r"--optimizer: got 'adam', accepted: sgd or adamw"),
         ({"method.methods": ("kd", "kd")}, r"--methods: got kd kd, accepted: one or more, each once, of: labels or kd"),
-        ({"method.methods": ("fitnet",)}, r"--methods: got fitnet"),
+        ({"method.methods": ("magic",)}, r"--methods: got magic"),
         ({"run.seeds": ()}, r"--seeds: "),
         ({"run.precision": "8"}, r"--precision: got '8'"),
         (

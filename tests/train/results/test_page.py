@@ -121,9 +121,12 @@ def luminance(colour: str) -> float:
     return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
 
 
-def test_every_method_has_a_colour_of_its_own() -> None:
+def test_every_method_has_a_colour_and_a_mark_that_no_other_has() -> None:
     styles = [style_of(method) for method in (TEACHER, *registry(), "cid, no head")]
-    assert len({style.colour for style in styles}) == len(styles)
+    assert len({style.colour for style in styles[: COLOURS + 1]}) == COLOURS + 1
+    parts = resources.files("cid.train.results.page").joinpath("parts.html.jinja").read_text(encoding="utf-8")
+    marks = parts.partition("]")[0].count('",')
+    assert len({(style.colour, style.dash % marks) for style in styles}) == len(styles)
     css = resources.files("cid.train.results.page").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = (dict(COLOUR.findall(part)) for part in css.split("@media (prefers-color-scheme: dark)"))
     for theme in (light, dark):

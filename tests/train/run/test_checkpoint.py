@@ -29,10 +29,12 @@ CLASSES, EPOCHS = 4, 4
 
 
 def network(width: int) -> nn.Module:
-    """With dropout, which draws from the global generator, and buffers of running statistics."""
+    """With maps, with dropout, which draws from the global generator, and buffers of running statistics."""
     return nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False),
+        nn.BatchNorm2d(2),
         nn.Flatten(),
-        nn.Linear(36, width),
+        nn.Linear(32, width),
         nn.BatchNorm1d(width),
         nn.ReLU(),
         nn.Dropout(0.3),
@@ -48,7 +50,16 @@ def batches(seed: int) -> Batches:
 
 
 SHOWN = InputSpec(1, (6, 6), CLASSES), torch.arange(50) % CLASSES
-OPTIONS = {"method.beta": 2.0, "method.gamma": 1.0, "method.warmup_epochs": 1, "method.context_momentum": 0.5}
+OPTIONS = {
+    "method.beta": 2.0,
+    "method.gamma": 1.0,
+    "method.warmup_epochs": 1,
+    "method.context_momentum": 0.5,
+    # Of terms that are as large as the others at this learning rate.
+    "method.fitnet_beta": 1.0,
+    "method.at_beta": 1.0,
+    "method.sp_gamma": 1.0,
+}
 
 
 def make_training(name: str) -> Training:

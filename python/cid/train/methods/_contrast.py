@@ -65,14 +65,14 @@ class Contrast(nn.Module):
         chosen = torch.cat((indices[:, None], self.draw(self.labels[indices])), 1)
         # A copy, as what backward needs of it is written below; all products, which cost less than copies of K entries
         # for each sample.
-        students, teachers = self.memory.clone()
+        students, teachers = full(self.memory.clone())
         products = torch.stack((embedded[0] @ teachers.T, embedded[1] @ students.T))
         scores = (products.gather(2, chosen.expand(2, -1, -1)) / self.temperature).exp()
         with torch.no_grad():
             self.scale.copy_(torch.where(self.scale > 0, self.scale, scores.mean((1, 2))))
             mixed = MOMENTUM * self.memory[:, indices] + (1 - MOMENTUM) * torch.stack(embedded)
-            self.memory[:, indices] = normalize(mixed, dim=2)
-        return torch.stack([noise_contrast(each) for each in scores / self.scale[:, None, None]]).sum()
+            self.memory[:, indices] = normalize(mixed, dim=2).to(self.memory.dtype)
+        return torch.stack([noise_contrast(each) for each in scores / full(self.scale)[:, None, None]]).sum()
 
     def draw(self, own: Tensor) -> Tensor:
         """K samples of other classes than these, (B, K): each as likely, and some perhaps twice."""

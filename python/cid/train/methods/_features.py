@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cid.train.methods._base import Ingredients, Method, StepOutput
-from cid.train.methods._losses import cross_entropy
+from cid.train.methods._losses import cross_entropy, full
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,13 @@ def middle(pairs: Sequence[P]) -> P:
     return pairs[(len(pairs) - 1) // 2]
 
 
+def _exact(x: Tensor) -> AbstractContextManager[Any]:
+    """Within it products are in the type of what is multiplied, also where the networks' are not."""
+    from torch import autocast
+
+    return autocast(x.device.type, enabled=False)
+
+
 class MapsMethod(Method):
     """A method whose loss compares maps within the networks: only `compare` is its own, and the layers to choose."""
 
@@ -42,14 +50,15 @@ class MapsMethod(Method):
         return {**super().networks(given), "maps": Maps(given, self.student_layers, self.teacher_layers)}
 
     def compare(self, training: Training, pairs: list[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the cross-entropy, and its terms by name."""
+        """What is added to the cross-entropy, and its terms by name. The maps are in float32 at least."""
         raise NotImplementedError
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
         logits, pairs = training.maps(training.student, training.teacher, batch.inputs)
         ce = cross_entropy(logits, batch.target, batch.weight)
-        loss, terms = self.compare(training, pairs)
+        with _exact(logits):
+            loss, terms = self.compare(training, [type(pair)(*map(full, pair)) for pair in pairs])
         return _output(ce + loss, ce, terms, logits)
 
 
@@ -70,8 +79,8 @@ class RepresentationMethod(Method):
         Args:
             training: the networks.
             batch: which samples they are.
-            ours: the student's, (B, Ds).
-            theirs: the teacher's, (B, Dt), without gradient.
+            ours: the student's, (B, Ds), in float32 at least.
+            theirs: the teacher's, (B, Dt), without gradient, likewise.
         """
         raise NotImplementedError
 
@@ -79,5 +88,6 @@ class RepresentationMethod(Method):
         """The loss of a batch."""
         logits, ours, theirs = training.representations(training.student, training.teacher, batch)
         ce = cross_entropy(logits, batch.target, batch.weight)
-        loss, terms = self.compare(training, batch, ours, theirs)
+        with _exact(logits):
+            loss, terms = self.compare(training, batch, full(ours), full(theirs))
         return _output(ce + loss, ce, terms, logits)

@@ -22,3 +22,15 @@ def full(x: Tensor) -> Tensor:
     from torch import float32, promote_types
 
     return x.to(promote_types(x.dtype, float32))
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """Vectors along a dimension, each over its length; 0, and without gradient, where that is 0.
+
+    There `torch.nn.functional.normalize` has a gradient of 1e12.
+    """
+    from torch import inf, linalg
+
+    length = linalg.vector_norm(x, dim=dim, keepdim=True)
+    found: Tensor = x / length.masked_fill(length == 0, inf)
+    return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cid.train.methods import _shared, register
 from cid.train.methods._features import MapsMethod
-from cid.train.methods._losses import full
+from cid.train.methods._losses import unit
 from cid.train.settings import at_least, setting
 
 if TYPE_CHECKING:
@@ -49,6 +49,4 @@ class AT(MapsMethod):
 
 def attention(maps: Tensor) -> Tensor:
     """Where maps (B, channels, H, W) are large: (B, HW), of length 1."""
-    from torch.nn.functional import normalize
-
-    return normalize(full(maps).square().mean(1).flatten(1))
+    return unit(maps.square().mean(1).flatten(1))

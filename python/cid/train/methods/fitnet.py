@@ -55,5 +55,6 @@ class FitNet(MapsMethod):
     def compare(self, training: Training, pairs: list[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
         """How far the foretold maps are from the teacher's."""
         ours, theirs = middle(pairs)
-        hint = (full(training.regressor(ours)) - full(theirs)).square().mean()
+        foretold = training.regressor(ours.to(training.regressor[0].weight.dtype))
+        hint = (full(foretold) - theirs).square().mean()
         return self.fitnet_beta * hint, {"hint": hint}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cid.train.methods import register
 from cid.train.methods._features import RepresentationMethod
-from cid.train.methods._losses import full
+from cid.train.methods._losses import unit
 from cid.train.settings import at_least, setting
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class RKD(RepresentationMethod):
         """How distances and angles differ."""
         from torch.nn.functional import smooth_l1_loss
 
-        ours, theirs = full(ours), full(theirs)
         distance = smooth_l1_loss(distances(ours), distances(theirs))
         angle = smooth_l1_loss(cosines(ours), cosines(theirs))
         return self.rkd_distance * distance + self.rkd_angle * angle, {"distance": distance, "angle": angle}
@@ -59,7 +58,5 @@ def distances(x: Tensor) -> Tensor:
 
 def cosines(x: Tensor) -> Tensor:
     """Of the angles at row j between rows i and k: (B, B, B), by j, i, k; 0 where two of them are one."""
-    from torch.nn.functional import normalize
-
-    directions = normalize(x[None] - x[:, None], dim=2)
+    directions = unit(x[None] - x[:, None], dim=2)
     return directions @ directions.mT

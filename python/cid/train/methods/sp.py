@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cid.train.methods import _shared, register
 from cid.train.methods._features import MapsMethod
-from cid.train.methods._losses import full
+from cid.train.methods._losses import unit
 from cid.train.settings import at_least, setting
 
 if TYPE_CHECKING:
@@ -44,7 +44,5 @@ class SP(MapsMethod):
 
 def similarities(maps: Tensor) -> Tensor:
     """How alike samples (B, ...) are, (B, B), each row of length 1."""
-    from torch.nn.functional import normalize
-
-    rows = full(maps).flatten(1)
-    return normalize(rows @ rows.T)
+    rows = maps.flatten(1)
+    return unit(rows @ rows.T)

@@ -152,9 +152,12 @@ COLOURS = 8  # beside the teacher's
 
 
 def style_of(method: str) -> Style:
-    """The colour and the dash of a method: the teacher's are the first, and what is no method has the last colour."""
+    """The colour and the mark of a method: the teacher's are the first, and what is no method comes after all.
+
+    Where there are more than there are colours, two of one colour have different marks.
+    """
     names = [TEACHER, *registry()]
-    number = names.index(method) if method in names else COLOURS
+    number = names.index(method) if method in names else len(names)
     return Style((number - 1) % COLOURS + 1 if number else 0, number)
 
 
