@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: is no JSON: {error}") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Reads a file with JSON in each line, but for a line that a crash cut off; there are none where there is no file.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    lines: list[Any] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return lines
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from cid._errors import CheckpointError, ConfigError, DataError
 from cid._files import write_atomically
 from cid.train.config import Config, read_toml, resolve, to_toml
 from cid.train.data import READERS
-from cid.train.files import read_json, write_json
+from cid.train.files import read_json, read_json_lines, write_json
 from cid.train.methods import registry
 
 TEACHER = "teacher"  # what the teacher is called: its folder, and the method in its result
@@ -234,23 +233,14 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics of every epoch of all networks; a line that a crash cut off is left out."""
         files = [self.path / "metrics.jsonl", *sorted(self.path.glob("*/metrics.jsonl"))]
-        return [line for file in files for line in _lines(file)]
+        return [line for file in files for line in read_json_lines(file)]
 
     def rewind_metrics(self, name: str, epoch: int) -> None:
         """Drops a network's metrics from `epoch` on: they are about to be computed again."""
-        kept = [line for line in _lines(self._metrics) if line["name"] != name or line["epoch"] < epoch]
+        kept = [line for line in read_json_lines(self._metrics) if line["name"] != name or line["epoch"] < epoch]
         write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Appends a line."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-    return lines

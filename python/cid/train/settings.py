@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import types
@@ -140,3 +141,10 @@ def _unpack_type(hint: Any) -> tuple[type, bool, bool]:
     if isinstance(hint, types.UnionType):
         return arguments[0], False, True
     return hint, False, False
+
+
+def count_of(text: str) -> int:
+    """An option of the command line that counts something and is no setting, for `argparse`."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, accepted: a whole number, at least 1")
+    return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from cid._errors import CheckpointError
 from cid.capture import Classifier
 from cid.train.data import Dataset, Normalize, Preprocessing, Split
-from cid.train.folder import TEACHER, Result, RunFolder, in_words
-from cid.train.methods import registry
+from cid.train.folder import TEACHER, Result, RunFolder, in_words, network_name
 from cid.train.networks import Description, read_network, without_head
 
 Floats = NDArray[np.float64]
@@ -88,25 +87,14 @@ def transfer(
         CheckpointError: no such student is there, or a file is damaged.
         ConfigError: the folder is no run.
     """
-    students = folder.students(method, seed)
-    names = [TEACHER, *students] if folder.weights(TEACHER).is_file() else students
+    students, config = folder.students(method, seed), folder.config()
+    every = {network_name(*one): one for one in itertools.product(config.method.methods, config.run.seeds)}
     found = []
-    for name in names:
-        kind, number = _of(name)
-        result = probe(name, kind, number, *read_network(folder.weights(name)), data)
+    for name in [TEACHER, *students] if folder.weights(TEACHER).is_file() else students:
+        result = probe(name, *every.get(name, (TEACHER, 0)), *read_network(folder.weights(name)), data)
         report(f"{name}: {in_words(result)}")
         found.append(result)
     return found
-
-
-def _of(name: str) -> tuple[str, int]:
-    """Method and seed of a network of this name."""
-    if name == TEACHER:
-        return TEACHER, 0
-    method, _, seed = name.rpartition("-seed")
-    if method not in registry():
-        raise CheckpointError(f"{name}: is no student, accepted: METHOD-seedN")
-    return method, int(seed)
 
 
 def probe(name: str, method: str, seed: int, description: Description, network: nn.Module, data: Dataset) -> Result:

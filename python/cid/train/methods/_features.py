@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cid.train.methods._base import Ingredients, Method, StepOutput
-from cid.train.methods._losses import cross_entropy, full
+from cid.train.methods._losses import cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +58,7 @@ class MapsMethod(Method):
         logits, pairs = training.maps(training.student, training.teacher, batch.inputs)
         ce = cross_entropy(logits, batch.target, batch.weight)
         with _exact(logits):
-            loss, terms = self.compare(training, [type(pair)(*map(full, pair)) for pair in pairs])
+            loss, terms = self.compare(training, pairs)
         return _output(ce + loss, ce, terms, logits)
 
 
@@ -89,5 +89,5 @@ class RepresentationMethod(Method):
         logits, ours, theirs = training.representations(training.student, training.teacher, batch)
         ce = cross_entropy(logits, batch.target, batch.weight)
         with _exact(logits):
-            loss, terms = self.compare(training, batch, full(ours), full(theirs))
+            loss, terms = self.compare(training, batch, ours, theirs)
         return _output(ce + loss, ce, terms, logits)

@@ -14,6 +14,7 @@ from cid._errors import ConfigError
 from cid.capture import capture
 from cid.capture.calls import run
 from cid.train.methods._base import Ingredients
+from cid.train.methods._losses import full
 from cid.train.models import InputSpec
 
 
@@ -56,7 +57,7 @@ class Maps(nn.Module):
 
 
 class Pair(NamedTuple):
-    """Maps of one size, (B, channels, H, W), the teacher's without gradient."""
+    """Maps of one size, (B, channels, H, W), in float32 at least, the teacher's without gradient."""
 
     student: Tensor
     teacher: Tensor
@@ -64,7 +65,7 @@ class Pair(NamedTuple):
 
 def _of_one_size(ours: Tensor, theirs: Tensor) -> Pair:
     height, width = map(min, ours.shape[2:], theirs.shape[2:])
-    return Pair(*(adaptive_avg_pool2d(each, (height, width)) for each in (ours, theirs)))
+    return Pair(*(adaptive_avg_pool2d(full(each), (height, width)) for each in (ours, theirs)))
 
 
 def _channels(model: nn.Module, spec: InputSpec, names: Sequence[str], argument: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ from cid.capture import Classifier
 from cid.teacher import ask_teacher
 from cid.train.data import Batch
 from cid.train.methods._base import Ingredients
+from cid.train.methods._losses import full
 
 
 class Representations(nn.Module):
@@ -33,7 +34,7 @@ class Representations(nn.Module):
         self.teacher_dim = dim
 
     def forward(self, student: nn.Module, teacher: nn.Module | None, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's logits (B, C), its representation and, without gradient, the teacher's.
+        """The student's logits (B, C), its representation and, without gradient, the teacher's, in float32 at least.
 
         Raises:
             ValueError: there is neither a teacher nor, in the batch, what it said.
@@ -45,4 +46,4 @@ class Representations(nn.Module):
         else:
             theirs = ask_teacher(self._teacher, teacher, batch.inputs)[0]
         ours, logits = self._student.read(student, batch.inputs)
-        return logits, ours, theirs
+        return logits, full(ours), full(theirs)

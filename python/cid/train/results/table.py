@@ -167,14 +167,21 @@ def table(results: Sequence[Result], reading: Sequence[str] | None = None) -> st
     for row, each in zip(found, further, strict=True):
         method, accuracy, *rest = cells(row)
         lines.append([method, accuracy, *(each.get(name, "-") for name in names), *rest])
+    text = [*aligned(lines), "", *(sentence(difference) for difference in differences(results))]
+    return "\n".join([*text, "", *(notes(results) if reading is None else reading)])
+
+
+def aligned(lines: Sequence[Sequence[str]], names: int = 1) -> list[str]:
+    """Lines of one width, a rule below the first: cells that are names, the first ones, to the left, others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            cell.ljust(width) if place < names else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
-    text.insert(1, "-" * len(text[0]))
-    text += ["", *(sentence(difference) for difference in differences(results))]
-    return "\n".join([*text, "", *(notes(results) if reading is None else reading)])
+    return [text[0], "-" * len(text[0]), *text[1:]]
 
 
 def notes(results: Iterable[Result]) -> list[str]:
@@ -192,10 +199,10 @@ def _percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}"
 
 
-def with_interval(accuracy: Estimate) -> str:
-    """An accuracy in %, with the interval that it has."""
+def with_interval(accuracy: Estimate, sign: str = "") -> str:
+    """An accuracy, or with the sign "+" a difference, in %, with the interval that it has."""
     interval = "" if accuracy.half_width is None else f" +/- {_percent(accuracy.half_width)}"
-    return _percent(accuracy.mean) + interval
+    return _percent(accuracy.mean, sign) + interval
 
 
 def further_cells(row: Row) -> dict[str, str]:

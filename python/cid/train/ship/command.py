@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cid.train.settings import count_of
+
 if TYPE_CHECKING:
     from cid.train.ship.predict import Prediction
 
@@ -27,14 +29,8 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders of such")
     parser.add_argument("--to", choices=tuple(WRITERS), default="table", help="how to print (default: table)")
-    parser.add_argument("--top", type=_count, default=3, metavar="N", help="so many classes of each (default: 3)")
+    parser.add_argument("--top", type=count_of, default=3, metavar="N", help="so many classes of each (default: 3)")
     parser.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"got {text!r}, accepted: a whole number, at least 1")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,8 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def _table(found: Sequence[Prediction]) -> None:
     width = max((len(str(each.path)) for each in found), default=0)
     for each in found:
-        said = zip(each.classes, each.probabilities, strict=True)
-        print(f"{str(each.path).ljust(width)}  " + "  ".join(f"{name} {value:.1%}" for name, value in said))
+        print(f"{str(each.path).ljust(width)}  " + "  ".join(f"{name} {value:.1%}" for name, value in each.classes))
 
 
 def _csv(found: Sequence[Prediction]) -> None:
@@ -61,26 +56,19 @@ def _csv(found: Sequence[Prediction]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", "class", "probability"])
     for each in found:
-        for rank, (name, value) in enumerate(zip(each.classes, each.probabilities, strict=True), 1):
-            writer.writerow([each.path, rank, name, value])
+        for rank, said in enumerate(each.classes, 1):
+            writer.writerow([each.path, rank, *said])
 
 
 def _json(found: Sequence[Prediction]) -> None:
-    print(
-        json.dumps(
-            [
-                {
-                    "image": str(each.path),
-                    "classes": [
-                        {"class": name, "probability": value}
-                        for name, value in zip(each.classes, each.probabilities, strict=True)
-                    ],
-                }
-                for each in found
-            ],
-            indent=2,
-        )
-    )
+    content = [
+        {
+            "image": str(each.path),
+            "classes": [{"class": name, "probability": value} for name, value in each.classes],
+        }
+        for each in found
+    ]
+    print(json.dumps(content, indent=2))
 
 
 WRITERS = {"table": _table, "csv": _csv, "json": _json}

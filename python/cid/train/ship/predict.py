@@ -49,14 +49,12 @@ class Prediction:
 
     Attributes:
         path: of the image.
-        classes: the most likely first.
-        probabilities: of these.
+        classes: names and probabilities, the most likely first.
         error: why the image can't be read; empty where it can. Then there are no classes.
     """
 
     path: Path
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
+    classes: tuple[tuple[str, float], ...] = ()
     error: str = ""
 
 
@@ -98,7 +96,8 @@ def predict_images(student: Path, images: Sequence[Path], top: int) -> Iterator[
                 yield Prediction(path, error=errors[path])
             else:
                 values, places = said[path]
-                yield Prediction(path, tuple(description.classes[place] for place in places), tuple(values))
+                names = (description.classes[place] for place in places)
+                yield Prediction(path, tuple(zip(names, values, strict=True)))
 
 
 def _files(path: Path) -> list[Path]:

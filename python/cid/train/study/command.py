@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cid._errors import ConfigError, InterruptedRunError
+from cid.train.settings import count_of
 
 
 def register(subparsers: Any) -> None:
@@ -23,7 +24,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="of the rows and runs (default: beside the file, named as it is)"
     )
-    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="networks at a time (default: 1)")
+    parser.add_argument("--jobs", type=count_of, default=1, metavar="N", help="networks at a time (default: 1)")
     parser.add_argument("--device", metavar="STR", help="auto, cpu, cuda, cuda:N or mps (default: the file's)")
     parser.add_argument("--data-dir", metavar="FOLDER", help="folder that holds the published files of the data sets")
     parser.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
@@ -34,12 +35,6 @@ def register(subparsers: Any) -> None:
         "--baseline", metavar="METHOD", help="what each method is compared with (default: kd, or else the first)"
     )
     parser.set_defaults(run=run)
-
-
-def _jobs(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"got {text!r}, accepted: a whole number, at least 1")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cid._errors import CheckpointError, ConfigError
+from cid.train.files import read_json_lines
 
 Row = dict[str, Any]
 
@@ -20,17 +21,13 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         CheckpointError: the file can't be read.
     """
-    if not path.is_file():
-        return []
     found: dict[str, Row] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        for row in read_json_lines(path):
+            if isinstance(row, dict) and "digest" in row:
+                found.setdefault(row["digest"], row)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    for line in lines:
-        with suppress(ValueError, KeyError, TypeError):  # what a crash cut off
-            row = json.loads(line)
-            found.setdefault(row["digest"], row)
     return list(found.values())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cid.train.folder import TEACHER
-from cid.train.results.table import TEST, estimate
+from cid.train.results.table import TEST, aligned, estimate, with_interval
 from cid.train.study.plan import Setting, digest
 from cid.train.study.rows import Row
 
@@ -90,42 +90,17 @@ def study_table(study: Sequence[Setting], rows: Sequence[Row], baseline: str) ->
             mark = SURE if marks[number * len(tests) + place] else " "
             cells += [_interval([*line.accuracies.get(test, {}).values()]), f"{gain} {mark}" if gain else ""]
         text.append([*cells, str(line.networks)])
-    left = sum(map(len, map(networks, study))) - _done(study, rows)
+    left = sum(map(len, map(networks, study))) - sum(line.networks for line in found)
     notes = (
         "Accuracy in %, mean and 95% interval (Student's t) over seeds; differences seed by seed. "
         f"{SURE}: of all these differences not 0 (Holm, at 5%)."
     )
-    return "\n".join([*_aligned(text, len(study[0].label) + 1), "", notes, *_left(left)])
-
-
-def _done(study: Sequence[Setting], rows: Iterable[Row]) -> int:
-    known = {row["digest"] for row in rows}
-    return sum(digest(setting.config, *one) in known for setting in study for one in networks(setting))
-
-
-def _left(count: int) -> list[str]:
-    return [f"Not done yet: {count} networks."] if count else []
-
-
-def _aligned(lines: Sequence[Sequence[str]], names: int) -> list[str]:
-    """Lines of one width: the first cells, which are names, to the left, others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if place < names else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return [text[0], "-" * (sum(widths) + 2 * len(widths) - 2), *text[1:]]
+    missing = [f"Not done yet: {left} networks."] if left else []
+    return "\n".join([*aligned(text, len(study[0].label) + 1), "", notes, *missing])
 
 
 def _interval(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return ""
-    found = estimate(values)
-    text = f"{100 * found.mean:{sign}.2f}"
-    return text if found.half_width is None else f"{text} +/- {100 * found.half_width:.2f}"
+    return with_interval(estimate(values), sign) if values else ""
 
 
 def sure(differences: Sequence[Sequence[float]]) -> list[bool]:
