@@ -33,9 +33,9 @@ def parts(logits: Tensor, teacher: Tensor, target: int, temperature: float) -> t
     """Of one sample, by loops over the classes' probabilities."""
     p, q = ([math.exp(z / temperature) for z in each.tolist()] for each in (logits, teacher))
     p, q = ([value / sum(each) for value in each] for each in (p, q))
-    rest_p, rest_q = 1 - p[target], 1 - q[target]
-    tckd = q[target] * math.log(q[target] / p[target]) + rest_q * math.log(rest_q / rest_p)
     others = [j for j in range(len(p)) if j != target]
+    rest_p, rest_q = (sum(each[j] for j in others) for each in (p, q))  # 1 - p would cancel
+    tckd = q[target] * math.log(q[target] / p[target]) + rest_q * math.log(rest_q / rest_p)
     nckd = sum(q[j] / rest_q * math.log((q[j] / rest_q) / (p[j] / rest_p)) for j in others)
     return temperature**2 * tckd, temperature**2 * nckd
 

@@ -17,6 +17,7 @@ from cid.train.config import resolve
 from cid.train.data import Batch, Batches, Preprocessing, Split
 from cid.train.files import read_tensors
 from cid.train.methods import Ingredients, Method, StepOutput, Training, registry
+from cid.train.methods._features import MapsMethod
 from cid.train.models import InputSpec
 from cid.train.run.checkpoint import Position
 from cid.train.run.loop import Job, Trainer
@@ -28,13 +29,13 @@ from tests import draws
 CLASSES, EPOCHS = 4, 4
 
 
-def network(width: int) -> nn.Module:
-    """With maps, with dropout, which draws from the global generator, and buffers of running statistics."""
+def network(width: int, maps: bool = False) -> nn.Module:
+    """With dropout, which draws from the global generator, and buffers of running statistics; with maps if asked."""
+    first = [nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2)] if maps else []
     return nn.Sequential(
-        nn.Conv2d(1, 2, 3, bias=False),
-        nn.BatchNorm2d(2),
+        *first,
         nn.Flatten(),
-        nn.Linear(32, width),
+        nn.Linear(32 if maps else 36, width),
         nn.BatchNorm1d(width),
         nn.ReLU(),
         nn.Dropout(0.3),
@@ -64,8 +65,10 @@ OPTIONS = {
 
 def make_training(name: str) -> Training:
     draws.seed(0)
-    given = Ingredients(network(6), network(9), *SHOWN, fresh_student=partial(network, 6))
-    return Training(resolve(OPTIONS).method.options(name), given)
+    options = resolve(OPTIONS).method.options(name)
+    maps = isinstance(options, MapsMethod)
+    given = Ingredients(network(6, maps), network(9, maps), *SHOWN, fresh_student=partial(network, 6))
+    return Training(options, given)
 
 
 def make_trainer(
