@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cid.train.methods._base import Ingredients, Method, StepOutput
-from cid.train.methods._losses import cross_entropy
+from cid.train.methods._losses import cross_entropy, full
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,8 +86,8 @@ class RepresentationMethod(Method):
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
-        logits, ours, theirs = training.representations(training.student, training.teacher, batch)
+        (ours, logits), (theirs, _) = training.representations(training.student, training.teacher, batch)
         ce = cross_entropy(logits, batch.target, batch.weight)
         with _exact(logits):
-            loss, terms = self.compare(training, batch, ours, theirs)
+            loss, terms = self.compare(training, batch, full(ours), full(theirs))
         return _output(ce + loss, ce, terms, logits)

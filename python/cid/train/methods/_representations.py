@@ -8,7 +8,6 @@ from cid.capture import Classifier
 from cid.teacher import ask_teacher
 from cid.train.data import Batch
 from cid.train.methods._base import Ingredients
-from cid.train.methods._losses import full
 
 
 class Representations(nn.Module):
@@ -33,17 +32,18 @@ class Representations(nn.Module):
             raise ValueError("teacher, teacher_dim: got None, accepted: one of both")
         self.teacher_dim = dim
 
-    def forward(self, student: nn.Module, teacher: nn.Module | None, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's logits (B, C), its representation and, without gradient, the teacher's, in float32 at least.
+    def forward(
+        self, student: nn.Module, teacher: nn.Module | None, batch: Batch
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Of the student, and without gradient of the teacher: the representation (B, D) and the logits (B, C).
 
         Raises:
             ValueError: there is neither a teacher nor, in the batch, what it said.
         """
         if batch.teacher is not None:
-            theirs = batch.teacher[0]
+            theirs = batch.teacher
         elif self._teacher is None or teacher is None:
             raise ValueError("teacher: not given, accepted: (features, logits), as the method has no teacher")
         else:
-            theirs = ask_teacher(self._teacher, teacher, batch.inputs)[0]
-        ours, logits = self._student.read(student, batch.inputs)
-        return logits, full(ours), full(theirs)
+            theirs = ask_teacher(self._teacher, teacher, batch.inputs)
+        return self._student.read(student, batch.inputs), (theirs[0], batch.adjusted(theirs[1]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from cid._errors import ConfigError
-from cid.train.methods import Ingredients, Method, StepOutput, _shared, register
+from cid.train.methods import Ingredients, StepOutput, register
+from cid.train.methods._pair import PairWeighted
 from cid.train.settings import at_least, setting, within
 
 if TYPE_CHECKING:
@@ -18,60 +18,27 @@ if TYPE_CHECKING:
     from cid.train.methods import Training
     from cid.train.sections import ModelsConfig, OptimConfig
 
-# (beta, gamma) of the paper, which were chosen for CIFAR-100. They depend on the widths of the two representations,
-# so they serve the same pair on CIFAR-10 too.
-PAIR_WEIGHTS: dict[tuple[str, str], tuple[float, float]] = {
-    ("wrn-40-4", "wrn-16-2"): (55.0, 0.1),
-    ("wrn-40-2", "wrn-16-2"): (65.0, 1.0),
-    ("resnet56", "resnet20"): (10.0, 1.0),
-}
-# For any other pair: the middle of the paper's ranges (8 to 65, 0.1 to 2), to be tuned on validation data.
-GENERIC_WEIGHTS = (10.0, 1.0)
-
 
 @register
 @dataclass(frozen=True)
-class CID(Method):
+class CID(PairWeighted):
     """`cid.Distiller`: `alpha * (ce + kd) + beta * sample + gamma * class`, by the intervention's logits.
 
     In the warm-up the head is untrained: the student's own logits are scored then, and no epoch is kept.
     """
 
     name = "cid"
-    terms = ("ce", "kd", "sample", "class")
+    terms: ClassVar[tuple[str, ...]] = ("ce", "kd", "sample", "class")
 
-    alpha: float = _shared.alpha()
-    beta: float | None = setting(None, "weight of the sample representation", rule=at_least(0))
-    gamma: float | None = setting(None, "weight of the class representation", rule=at_least(0))
-    weights_from: str = setting("given", "where beta and gamma come from (for the record)", flag="")
-    temperature: float = _shared.temperature()
     warmup_epochs: int | None = setting(None, "epochs without the intervention (default: a twelfth)", rule=at_least(0))
     context_momentum: float = setting(0.0, "how much of the old context bank stays", rule=within(0, 1))
-
-    @classmethod
-    def implied(cls, names: Collection[str]) -> dict[str, Any]:
-        """`weights_from`, where a user gives beta or gamma; a resolved file says where its own come from."""
-        return {"weights_from": "given"} if {"beta", "gamma"} & set(names) else {}
 
     def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
         """With the weights of the pair of models, and the paper's warm-up: 20 of 240 epochs, and never all."""
         warmup = self.warmup_epochs
         if warmup is None:
             warmup = min(max(1, round(optim.epochs / 12)), optim.epochs - 1)
-        complete = dataclasses.replace(self, warmup_epochs=warmup)
-        if self.beta is not None and self.gamma is not None:
-            return complete
-        pair = (models.teacher, models.student)
-        beta, gamma = PAIR_WEIGHTS.get(pair, GENERIC_WEIGHTS)
-        source = f"the paper's for {pair[0]} to {pair[1]}" if pair in PAIR_WEIGHTS else "generic, to be tuned"
-        if self.beta is not None or self.gamma is not None:
-            source = f"one given, the other {source}"
-        return dataclasses.replace(
-            complete,
-            beta=beta if self.beta is None else self.beta,
-            gamma=gamma if self.gamma is None else self.gamma,
-            weights_from=source,
-        )
+        return dataclasses.replace(super().completed(models, optim), warmup_epochs=warmup)
 
     def check(self, optim: OptimConfig) -> None:
         """Refuses a warm-up that leaves no epochs."""
@@ -89,8 +56,9 @@ class CID(Method):
         """The distiller, which holds them all."""
         from cid.distiller import Distiller
 
-        if self.beta is None or self.gamma is None or self.warmup_epochs is None:
-            raise ValueError("beta, gamma, warmup_epochs: got None, accepted: complete options")
+        if self.warmup_epochs is None:
+            raise ValueError("warmup_epochs: got None, accepted: complete options")
+        beta, gamma = self.weights()
         return {
             "distiller": Distiller(
                 given.student,
@@ -98,8 +66,8 @@ class CID(Method):
                 num_classes=given.spec.classes,
                 teacher_dim=given.teacher_dim,
                 alpha=self.alpha,
-                beta=self.beta,
-                gamma=self.gamma,
+                beta=beta,
+                gamma=gamma,
                 temperature=self.temperature,
                 warmup_epochs=self.warmup_epochs,
                 context_momentum=self.context_momentum,
@@ -111,9 +79,10 @@ class CID(Method):
         loss, ce, kd, sample, class_, logits = training.distiller(
             batch.inputs, batch.target, self._teacher(training, batch), batch.weight
         )
-        terms = {"kd": kd, "sample": sample, "class": class_}
-        # The warm-up has no cross-entropy; a curve of zeros would show one that is perfect.
-        return StepOutput(loss, terms if logits is None else {"ce": ce, **terms}, logits)
+        terms = {"ce": ce, "kd": kd, "sample": sample, "class": class_}
+        if logits is None:  # the warm-up has no cross-entropy; a curve of zeros would show one that is perfect
+            del terms["ce"]
+        return StepOutput(loss, {name: term for name, term in terms.items() if name in self.terms}, logits)
 
     def _teacher(self, training: Training, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """The teacher's features and logits where they are cached or adjusted; else the distiller asks it."""
