@@ -18,7 +18,7 @@ ROOMS = (
     "_mirror", "context", "head", "losses", "capture", "student", "teacher", "distiller", "cache", "integrations",
     "train.settings", "train.sections", "train.files", "train.data", "train.models", "train.methods",
     "train.presets", "train.config", "train.networks", "train.folder", "train.scoring", "train.results", "train.run",
-    "train.transfer", "train.ship", "bench", "train.study", "cli",
+    "train.transfer", "train.evaluation", "train.ship", "bench", "train.study", "cli",
 )  # fmt: skip
 LONGEST = 400
 

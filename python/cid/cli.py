@@ -17,6 +17,7 @@ from typing import Any
 from cid._errors import ConfigError, InterruptedRunError, RunError
 from cid.bench import command as bench
 from cid.train.config import read_toml, resolve, settings
+from cid.train.evaluation import command as evaluation
 from cid.train.methods import registry
 from cid.train.ship import EXPORTS
 from cid.train.ship import command as predict
@@ -64,6 +65,7 @@ EXTRAS = {
         "train",
     ),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "imagecorruptions": "corruptions",
 }
 
 
@@ -215,36 +217,6 @@ def _cache(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- cid eval ------------------------------------------------------------------------------------------------------
-
-
-def _register_eval(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "eval",
-        help="score saved students",
-        description="Scores a run's saved students on its test data, and on its further tests.",
-    )
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--method", choices=tuple(registry()), help="only students of this method")
-    parser.add_argument("--seed", type=int, help="only the student of this seed")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="where the data set is now, if it was moved")
-    parser.set_defaults(run=_eval)
-
-
-def _eval(options: argparse.Namespace) -> int:
-    from cid.train.folder import RunFolder, in_words
-    from cid.train.scoring import score_students
-
-    score_students(
-        RunFolder(options.folder),
-        method=options.method,
-        seed=options.seed,
-        data_dir=options.data_dir,
-        report_score=lambda name, scores: print(f"{name}: {in_words(scores)}"),
-    )
-    return 0
-
-
 # --- cid transfer --------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +330,7 @@ def _export(options: argparse.Namespace) -> int:
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_distill,
     _register_cache,
-    _register_eval,
+    evaluation.register,
     _register_transfer,
     _register_report,
     _register_export,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cid._errors import CheckpointError, ConfigError, DataError
 from cid._files import write_atomically
@@ -124,6 +124,14 @@ def in_words(scores: Scores | Result) -> str:
     return ", ".join(parts)
 
 
+class Network(NamedTuple):
+    """A network of a run: its folder, how it was trained, and its seed."""
+
+    name: str
+    method: str
+    seed: int
+
+
 class RunFolder:
     """The files of a run.
 
@@ -214,21 +222,35 @@ class RunFolder:
         order = [TEACHER, *registry()]
         return sorted(found, key=lambda result: (order.index(result.method), result.seed))
 
-    def students(self, method: str | None = None, seed: int | None = None) -> list[str]:
-        """The names of the saved students, of one method or seed alone if given, in the order of the configuration.
+    def students(self, method: str | None = None, seed: int | None = None) -> list[Network]:
+        """The saved students, of one method or seed alone if given, in the order of the configuration.
 
         Raises:
             ConfigError: the folder is no run.
             CheckpointError: no such student is there.
         """
         config = self.config()
-        every = [(each, number) for each in config.method.methods for number in config.run.seeds]
-        wanted = [one for one in every if method in (None, one[0]) and seed in (None, one[1])]
-        saved = [name for name in (network_name(*one) for one in wanted) if self.weights(name).is_file()]
+        every = [
+            Network(network_name(each, number), each, number)
+            for each in config.method.methods
+            for number in config.run.seeds
+        ]
+        wanted = [one for one in every if method in (None, one.method) and seed in (None, one.seed)]
+        saved = [one for one in wanted if self.weights(one.name).is_file()]
         if not saved:
-            names = ", ".join(network_name(*one) for one in every)
+            names = ", ".join(one.name for one in every)
             raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
         return saved
+
+    def saved(self, method: str | None = None, seed: int | None = None) -> list[Network]:
+        """The teacher, if the run has saved one, and the students of `students`.
+
+        Raises:
+            ConfigError: the folder is no run.
+            CheckpointError: no such student is there.
+        """
+        students = self.students(method, seed)
+        return [Network(TEACHER, TEACHER, 0), *students] if self.weights(TEACHER).is_file() else students
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics of every epoch of all networks; a line that a crash cut off is left out."""

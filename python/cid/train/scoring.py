@@ -73,16 +73,17 @@ def _batchwise(predictors: Sequence[Predictor], batches: Batches) -> Iterator[tu
 
 def test_batches(config: Config, data: Dataset) -> Batches:
     """The test data, in the batches in which a run scores it."""
-    return _batches(data.test, config, data)
+    return in_batches(data.test, config, data)
 
 
-def _batches(split: Split, config: Config, data: Dataset) -> Batches:
+def in_batches(split: Split, config: Config, data: Dataset) -> Batches:
+    """A split as `test_batches` has the test data."""
     return Batches(split, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
 
 
 def score_tests(predictors: Sequence[Predictor], config: Config, data: Dataset) -> list[Scores]:
     """Scores several predictors on every test of the data, each in one pass."""
-    found = {name: evaluate(predictors, _batches(split, config, data)) for name, split in data.every_test.items()}
+    found = {name: evaluate(predictors, in_batches(split, config, data)) for name, split in data.every_test.items()}
     return [_scores({name: each[i] for name, each in found.items()}, data) for i in range(len(predictors))]
 
 
@@ -134,10 +135,10 @@ def score_students(
         ConfigError: the data is not what the students were trained for.
         DataError: images are missing or damaged.
     """
-    names = folder.students(method, seed)
+    students = folder.students(method, seed)
     config = folder.config(data_dir)
     data = load_dataset(config.data)
-    for name in names:
-        network = read_network_for(folder.weights(name), data)
+    for student in students:
+        network = read_network_for(folder.weights(student.name), data)
         (scores,) = score_tests([network], config, data)
-        report_score(name, scores)
+        report_score(student.name, scores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from cid.capture import Classifier
 from cid.train.data import Dataset, Normalize, Preprocessing, Split
-from cid.train.folder import TEACHER, Result, RunFolder, in_words, network_name
+from cid.train.folder import Result, RunFolder, in_words
 from cid.train.networks import Description, read_network, without_head
 
 Floats = NDArray[np.float64]
@@ -87,12 +86,10 @@ def transfer(
         CheckpointError: no such student is there, or a file is damaged.
         ConfigError: the folder is no run.
     """
-    students, config = folder.students(method, seed), folder.config()
-    every = {network_name(*one): one for one in itertools.product(config.method.methods, config.run.seeds)}
     found = []
-    for name in [TEACHER, *students] if folder.weights(TEACHER).is_file() else students:
-        result = probe(name, *every.get(name, (TEACHER, 0)), *read_network(folder.weights(name)), data)
-        report(f"{name}: {in_words(result)}")
+    for one in folder.saved(method, seed):
+        result = probe(*one, *read_network(folder.weights(one.name)), data)
+        report(f"{one.name}: {in_words(result)}")
         found.append(result)
     return found
 

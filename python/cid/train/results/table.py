@@ -140,9 +140,13 @@ def differences(results: Iterable[Result]) -> list[Difference]:
 
     First those on the test data, then those on each further test.
     """
-    results = with_variants(results)
-    methods = [method for method in dict.fromkeys(result.method for result in results) if method != TEACHER]
-    accuracies = {(result.method, result.seed): {TEST: result.test_accuracy, **result.tests} for result in results}
+    students = [result for result in with_variants(results) if result.method != TEACHER]
+    return paired({(each.method, each.seed): {TEST: each.test_accuracy, **each.tests} for each in students})
+
+
+def paired(accuracies: Mapping[tuple[str, int], Mapping[str, float]]) -> list[Difference]:
+    """Each method against each earlier one, of accuracies on every test by method and seed."""
+    methods = list(dict.fromkeys(method for method, _ in accuracies))
     pairs = [(later, earlier) for i, later in enumerate(methods) for earlier in methods[:i]]
     found: list[Difference] = []
     for test in dict.fromkeys(name for each in accuracies.values() for name in each):

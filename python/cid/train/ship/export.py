@@ -47,7 +47,7 @@ def export_student(folder: RunFolder, *, to: str, method: str, seed: int | None,
         ModuleNotFoundError: the extra is missing.
         OSError: the file can't be written.
     """
-    name = folder.students(method, seed)[0]
+    name = folder.students(method, seed)[0].name
     path = out or folder.path / f"{name}{'' if head else '-no-head'}{EXPORTS[to]}"
     if path.exists():
         raise ConfigError(f"--out: got {path}, which exists, accepted: a new file")
