@@ -146,8 +146,10 @@ def test_the_command_and_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     picture = tmp_path / "study.svg"
     assert cid.cli.main([*arguments, "--table", "--out", str(tmp_path / "none"), "--plot", str(picture)]) == 2
     assert "has no rows of this study yet" in capsys.readouterr().err
-    assert cid.cli.main([*arguments, "--table", "--plot", str(picture)]) == 0
+    page = picture.with_suffix(".html")
+    assert cid.cli.main([*arguments, "--table", "--plot", str(picture), "--page", str(page)]) == 0
     assert "labels" in picture.read_text()
+    assert "<title>Study: study</title>" in page.read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals that a process can answer")

@@ -74,3 +74,4 @@ def test_what_is_sure_of_all() -> None:
     assert sure([near] + [far] * 19) == [False] * 20
     # None of two values; and what never varies.
     assert sure([[0.1, 0.1], [], [0.1] * 3, [0.0] * 3]) == [False, False, True, False]
+    assert sure([[0.61 - 0.51, 0.72 - 0.62, 0.81 - 0.71], [0.3 - 0.1 - 0.2, 0.0, 0.0]]) == [True, False]

@@ -31,6 +31,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the rows that are there, too: a dot for every network"
     )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the rows that are there as one HTML page, too")
     parser.add_argument(
         "--baseline", metavar="METHOD", help="what each method is compared with (default: kd, or else the first)"
     )
@@ -65,12 +66,18 @@ def run(options: argparse.Namespace) -> int:
             return error.exit_code
     rows = read_rows(out / "rows.jsonl")
     print(study_table(study, rows, baseline))
+    found = lines(study, rows, baseline)
+    for option, file in (("--plot", options.plot), ("--page", options.page)):
+        if file is not None and not found:
+            raise ConfigError(f"{option}: {out} has no rows of this study yet")
     if options.plot is not None:
-        if not (found := lines(study, rows, baseline)):
-            raise ConfigError(f"--plot: {out} has no rows of this study yet")
         from cid.train.study.plot import plot_study
 
         plot_study(found, options.plot)
+    if options.page is not None:
+        from cid.train.study.page import write_study_page
+
+        write_study_page(study, found, baseline, options.study.stem, options.page)
     if failed:
         print(f"cid: error: failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)
     return 1 if failed else 0

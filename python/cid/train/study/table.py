@@ -80,27 +80,43 @@ def study_table(study: Sequence[Setting], rows: Sequence[Row], baseline: str) ->
     differ from 0 by the t-tests of all differences in the table together, by Holm's method at 5%.
     """
     found = lines(study, rows, baseline)
-    tests = list(dict.fromkeys(test for line in found for test in line.accuracies))
-    marks = sure([line.gains.get(test, ()) for line in found for test in tests])
+    tests, surely = tests_of(found), sure_gains(found)
     text = [[*study[0].label, "method", *(head for test in tests for head in (test, f"{test} - {baseline}")), "n"]]
-    for number, line in enumerate(found):
+    for line, own in zip(found, surely, strict=True):
         cells = [*line.label, line.method]
-        for place, test in enumerate(tests):
-            gain = _interval(line.gains.get(test, ()), "+")
-            mark = SURE if marks[number * len(tests) + place] else " "
-            cells += [_interval([*line.accuracies.get(test, {}).values()]), f"{gain} {mark}" if gain else ""]
+        for test in tests:
+            gain = interval(line.gains.get(test, ()), "+")
+            mark = SURE if test in own else " "
+            cells += [interval([*line.accuracies.get(test, {}).values()]), f"{gain} {mark}" if gain else ""]
         text.append([*cells, str(line.networks)])
+    return "\n".join([*aligned(text, len(study[0].label) + 1), "", *notes(study, found)])
+
+
+def notes(study: Sequence[Setting], found: Sequence[Line]) -> list[str]:
+    """How to read the table, and what is missing in it."""
     left = sum(map(len, map(networks, study))) - sum(line.networks for line in found)
-    notes = (
+    reading = (
         "Accuracy in %, mean and 95% interval (Student's t) over seeds; differences seed by seed. "
         f"{SURE}: of all these differences not 0 (Holm, at 5%)."
     )
-    missing = [f"Not done yet: {left} networks."] if left else []
-    return "\n".join([*aligned(text, len(study[0].label) + 1), "", notes, *missing])
+    return [reading, *([f"Not done yet: {left} networks."] if left else [])]
 
 
-def _interval(values: Sequence[float], sign: str = "") -> str:
+def interval(values: Sequence[float], sign: str = "") -> str:
+    """The mean of accuracies or differences and its interval, in %; nothing of none."""
     return with_interval(estimate(values), sign) if values else ""
+
+
+def tests_of(found: Iterable[Line]) -> list[str]:
+    """The tests that any of the lines has, the test data first."""
+    return list(dict.fromkeys(test for line in found for test in line.accuracies))
+
+
+def sure_gains(found: Sequence[Line]) -> list[set[str]]:
+    """For each line the tests on which it differs from the baseline, by `sure` of all lines and tests together."""
+    tests = tests_of(found)
+    marks = iter(sure([line.gains.get(test, ()) for line in found for test in tests]))
+    return [{test for test in tests if next(marks)} for _ in found]
 
 
 def sure(differences: Sequence[Sequence[float]]) -> list[bool]:
@@ -113,11 +129,11 @@ def sure(differences: Sequence[Sequence[float]]) -> list[bool]:
     """
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
 
-    # Of values that are all one there is no test: they differ surely, or not at all.
+    # Of values that are all one there is no test: they differ surely, or not at all. Equal ones differ by rounding.
+    rounded = {place: [round(value, 12) for value in each] for place, each in enumerate(differences) if len(each) >= 3}
     p = {
         place: float(ttest_1samp(values, 0).pvalue) if len(set(values)) > 1 else float(not values[0])
-        for place, values in enumerate(differences)
-        if len(values) >= 3
+        for place, values in rounded.items()
     }
     found = [False] * len(differences)
     for rank, place in enumerate(sorted(p, key=p.__getitem__)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from cid._errors import ConfigError
@@ -88,24 +88,33 @@ def titles(runs: Sequence[Path]) -> list[str]:
 
 def render(runs: Sequence[RunNumbers]) -> str:
     """The page's HTML."""
-    environment = Environment(
-        loader=PackageLoader("cid.train.results.page", "."),
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            head=table.HEAD,
+            notes=table.notes(result for run in runs for result in run.results),
+            table=list(table_rows(runs)),
+            strip_scale=_strip_scale(runs),
+            sections=[Section(run) for run in runs],
+            most_samples=SAMPLES,
+            most_confounders=SHOWN_CLASSES,
+            size=SIZE,
+        )
+    )
+
+
+def environment(*packages: str) -> Environment:
+    """What renders templates of these packages, which may take parts of this one's."""
+    found = Environment(
+        loader=ChoiceLoader([PackageLoader(package, ".") for package in (*packages, "cid.train.results.page")]),
         autoescape=True,  # names of classes and runs are whatever somebody called a folder
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "typeset": typeset}
-    return environment.get_template("page.html.jinja").render(
-        head=table.HEAD,
-        notes=table.notes(result for run in runs for result in run.results),
-        table=list(table_rows(runs)),
-        strip_scale=_strip_scale(runs),
-        sections=[Section(run) for run in runs],
-        most_samples=SAMPLES,
-        most_confounders=SHOWN_CLASSES,
-        size=SIZE,
-    )
+    found.filters |= {"percent": percent, "typeset": typeset}
+    return found
 
 
 def typeset(text: str) -> str:
