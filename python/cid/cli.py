@@ -234,7 +234,16 @@ def _register_transfer(subparsers: Subparsers) -> None:
     parser.add_argument("--seed", type=int, help="only the students of this seed")
     _add_settings(
         parser,
-        ["data.dir", "data.resize", "data.limit", "data.limit_test", "data.validation", "data.split_seed", "data.rho"],
+        [
+            "data.dir",
+            "data.classes",
+            "data.resize",
+            "data.limit",
+            "data.limit_test",
+            "data.validation",
+            "data.split_seed",
+            "data.rho",
+        ],
     )
     parser.set_defaults(run=_transfer)
 

@@ -101,6 +101,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert f"\n{name}: accuracy " in said
     assert "\ncid - kd: " in said
     assert "which are not trained" in said
+    few = "--to digits --classes 3 8 --limit 100 --method kd --seed 0"
+    assert cli.main(["transfer", str(run), *few.split()]) == 0
+    assert capsys.readouterr().out.startswith("Images: 80 to fit to, ")
     assert cli.main(["transfer", str(run), "--to", "digits", "--method", "labels"]) == 1
     assert "has no saved student of this method" in capsys.readouterr().err
     assert cli.main(["transfer", str(run), "--to", "nothing"]) == 2

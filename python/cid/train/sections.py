@@ -18,6 +18,7 @@ class DataConfig:
         flag="--data",
     )
     dir: str | None = setting(None, "folder that holds the published files of the data set", flag="--data-dir")
+    classes: tuple[str, ...] = setting((), "only the images of these classes, by name (default: all)")
     resize: int | None = setting(None, "image folders: side of the square to resize to", rule=at_least(1))
     limit: int | None = setting(None, "use only this many training images (validation included)", rule=at_least(2))
     limit_test: int | None = setting(None, "use only this many test images", rule=at_least(1))

@@ -28,6 +28,19 @@ def test_a_further_test_is_checked_as_the_others() -> None:
         RawData(split, split, classes, preprocessing, tests={"unbiased": split.take(torch.arange(0))})
 
 
+def test_the_images_of_some_classes() -> None:
+    images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1)
+    split = Split(images, torch.tensor([2, 0, 1, 3, 0, 2, 1]), torch.arange(7))
+    data = RawData(split, split, tuple("abcd"), Preprocessing(255.0, (0.5,), (0.5,)), tests={"other": split})
+    some = data.of_classes(("c", "a"))
+    assert some.classes == ("a", "c")
+    for part in (some.train, some.test, some.tests["other"]):
+        assert part.images.flatten().tolist() == [0, 1, 4, 5]
+        assert part.labels.tolist() == [1, 0, 0, 1]
+        assert part.groups is not None
+        assert part.groups.tolist() == [0, 1, 4, 5]
+
+
 def test_splits_move_to_a_device() -> None:
     dataset = load_dataset(config("coloured-digits", rho=0.9))
     moved = dataset.to(torch.device("meta"))

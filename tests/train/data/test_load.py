@@ -56,3 +56,22 @@ def test_further_tests_are_limited_and_told_of() -> None:
     dataset = load_dataset(config("coloured-digits", rho=0.9, limit_test=7))
     assert len(dataset.tests["unbiased"]) == 7
     assert dataset.summary["tests"] == {"unbiased": {"images": 7, "from": "test"}}
+
+
+def test_some_classes_alone() -> None:
+    data = load_dataset(config("coloured-digits", rho=0.9, classes=("7", "2", "3")))
+    assert data.classes == ("2", "3", "7")
+    assert data.summary["classes"] == ["2", "3", "7"]
+    for split in (data.train, data.validation, *data.every_test.values()):
+        assert set(split.labels.tolist()) == {0, 1, 2}
+    # A wrong label is one of these, too.
+    noisy = load_dataset(config("digits", classes=("0", "1"), label_noise=1.0))
+    assert set(noisy.train.labels.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("names", [("1",), ("1", "1"), ("1", "one")])
+def test_classes_that_are_not_there(names: tuple[str, ...]) -> None:
+    with pytest.raises(
+        ConfigError, match=f"--classes: got {' '.join(names)}, accepted: two or more, each once, of 0, 1"
+    ):
+        load_dataset(config("digits", classes=names))

@@ -56,7 +56,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     """Reads a data set and splits it.
 
     Raises:
-        ConfigError: no such data set, a bias where there is none to set, or limits that leave nothing.
+        ConfigError: no such data set or class, a bias where there is none to set, or limits that leave nothing.
         DataError: files are missing or damaged.
     """
     reader = READERS.get(config.name)
@@ -67,7 +67,10 @@ def load_dataset(config: DataConfig) -> Dataset:
     if (config.rho is not None) != (config.name in BIASED):
         accepted = "a number from 0 to 1" if config.name in BIASED else f"none, but for {', '.join(BIASED)}"
         raise ConfigError(f"--rho: got {config.rho}, accepted: {accepted}")
-    raw, wrong = _with_noise(reader(config), config)
+    raw = reader(config)
+    if config.classes:
+        raw = raw.of_classes(config.classes)
+    raw, wrong = _with_noise(raw, config)
     generator = torch.Generator().manual_seed(mix_seed(config.split_seed))
     order = torch.randperm(len(raw.train), generator=generator)[: config.limit]
     held_out = _held_out(raw, config, len(order))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from cid._errors import DataError
+from cid._errors import ConfigError, DataError
 from cid.train.data.images import Preprocessing, Split
 
 
@@ -56,6 +56,34 @@ class RawData:
             highest = int(split.labels.max())
             if highest >= len(self.classes):
                 raise DataError(f"the {name} part has the label {highest}, but there are {len(self.classes)} classes")
+
+    def of_classes(self, names: Sequence[str]) -> RawData:
+        """The images of some classes alone, whose labels are their places among these, in the order of the data set.
+
+        Raises:
+            ConfigError: fewer than two are named, one twice, or one that the data does not have.
+            DataError: a part has no image of them.
+        """
+        if len(set(names)) != len(names) or len(names) < 2 or not set(names) <= set(self.classes):
+            raise ConfigError(
+                f"--classes: got {' '.join(names)}, accepted: two or more, each once, of {', '.join(self.classes)}"
+            )
+        chosen = [label for label, name in enumerate(self.classes) if name in names]
+        place = torch.full((len(self.classes),), -1)
+        place[chosen] = torch.arange(len(chosen))
+
+        def of(split: Split) -> Split:
+            kept = split.take((place[split.labels] >= 0).nonzero()[:, 0])
+            return replace(kept, labels=place[kept.labels])
+
+        return replace(
+            self,
+            train=of(self.train),
+            test=of(self.test),
+            classes=tuple(self.classes[label] for label in chosen),
+            validation=None if self.validation is None else of(self.validation),
+            tests={name: of(split) for name, split in self.tests.items()},
+        )
 
 
 @dataclass(frozen=True)
