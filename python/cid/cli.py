@@ -136,6 +136,8 @@ def _distill(options: argparse.Namespace) -> int:
             inputs.given_teacher()  # which must not fail when the folder is there
         folder = RunFolder.create(path, inputs.config)
     print(table.data_line(inputs.data.summary), flush=True)
+    if config.run.precision == "auto":
+        print(f"Precision: {inputs.config.run.precision} (measured)", flush=True)
     try:
         with make_observer() as observer:
             results = distill(inputs, folder, observer)

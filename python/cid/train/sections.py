@@ -90,8 +90,8 @@ class RunConfig:
     threads: int | None = setting(None, "CPU threads (default: as PyTorch finds)", rule=at_least(1))
     precision: str = setting(
         "32-true",
-        "Lightning Fabric's name of the precision",
-        rule=one_of("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
+        "Lightning Fabric's name of the precision, or auto: bf16-mixed where it is measured to be faster, else 32-true",
+        rule=one_of("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
     )
     checkpoint_every: int | None = setting(
         None, "save a checkpoint every so many steps, beside each epoch's", rule=at_least(1)

@@ -18,6 +18,7 @@ from cid.train.config import Config
 from cid.train.data import Dataset, load_dataset
 from cid.train.models import InputSpec, build_model
 from cid.train.networks import load_teacher
+from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
 
 
@@ -54,6 +55,10 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _with_precision(config: Config, precision: str) -> Config:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision))
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a run needs from outside, there before anything is written.
@@ -74,19 +79,24 @@ class Inputs:
     def load(cls, config: Config) -> Inputs:
         """Finds the device, reads the data, tries the networks' names and opens the teacher's cache.
 
-        Its number of views becomes that of the configuration.
+        Its number of views becomes that of the configuration, and a precision that was measured, too.
 
         Raises:
             ConfigError: a device or a network is unknown.
             DataError: images are missing or damaged.
             CheckpointError: the cache, or the teacher's weights for it, are missing, damaged, or don't fit.
         """
-        fabric = make_fabric(config)
+        measured = config.run.precision == "auto"
+        fabric = make_fabric(_with_precision(config, FULL) if measured else config)
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
         weightings = [config.method.options(method).weighting() for method in config.method.methods]
         others = [name for weighting in weightings if weighting is not None for name in weighting.models()]
         for name in dict.fromkeys((config.models.teacher, config.models.student, *others)):
             build_model(name, inputs.spec)
+        if measured:
+            with cpu_threads(config.run.threads):
+                config = _with_precision(config, measured_precision(config, inputs.spec, fabric.device))
+            inputs = dataclasses.replace(inputs, config=config, fabric=make_fabric(config))
         if config.models.teacher_cache is None:
             return inputs
         cache = open_cache(config, inputs.data, inputs.given_teacher())

@@ -102,6 +102,8 @@ def _drawn(label: dict[str, str], values: Mapping[str, Any], draws: Any) -> list
     if not isinstance(draws, list) or not set(draws) <= set(seeds):
         raise ConfigError(f"draws: got {draws!r}, accepted: a list of {', '.join(seeds)}")
     whole = resolve({}, values)
+    if whole.run.precision == "auto":
+        raise ConfigError("run.precision: got 'auto', accepted: one that is the same on every machine")
     if not draws:
         return [Setting(label, whole)]
     return [
