@@ -65,7 +65,7 @@ EXTRAS = {
         "train",
     ),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
-    "imagecorruptions": "corruptions",
+    **dict.fromkeys(("cv2", "imagecorruptions", "numba", "skimage"), "corruptions"),
 }
 
 

@@ -124,8 +124,8 @@ def in_words(scores: Scores | Result) -> str:
     return ", ".join(parts)
 
 
-class Network(NamedTuple):
-    """A network of a run: its folder, how it was trained, and its seed."""
+class Saved(NamedTuple):
+    """A network of a run that is saved: its folder, how it was trained, and its seed."""
 
     name: str
     method: str
@@ -222,7 +222,7 @@ class RunFolder:
         order = [TEACHER, *registry()]
         return sorted(found, key=lambda result: (order.index(result.method), result.seed))
 
-    def students(self, method: str | None = None, seed: int | None = None) -> list[Network]:
+    def students(self, method: str | None = None, seed: int | None = None) -> list[Saved]:
         """The saved students, of one method or seed alone if given, in the order of the configuration.
 
         Raises:
@@ -231,7 +231,7 @@ class RunFolder:
         """
         config = self.config()
         every = [
-            Network(network_name(each, number), each, number)
+            Saved(network_name(each, number), each, number)
             for each in config.method.methods
             for number in config.run.seeds
         ]
@@ -242,7 +242,7 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: has no saved student of this method and seed; this run's are {names}")
         return saved
 
-    def saved(self, method: str | None = None, seed: int | None = None) -> list[Network]:
+    def saved(self, method: str | None = None, seed: int | None = None) -> list[Saved]:
         """The teacher, if the run has saved one, and the students of `students`.
 
         Raises:
@@ -250,7 +250,8 @@ class RunFolder:
             CheckpointError: no such student is there.
         """
         students = self.students(method, seed)
-        return [Network(TEACHER, TEACHER, 0), *students] if self.weights(TEACHER).is_file() else students
+        teacher = Saved(TEACHER, TEACHER, self.config().run.seeds[0])
+        return [teacher, *students] if self.weights(TEACHER).is_file() else students
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics of every epoch of all networks; a line that a crash cut off is left out."""

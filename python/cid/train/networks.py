@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,11 @@ def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[st
     return InterventionalStudent(network, layers, head, context.clone())
 
 
-def load_teacher(path: Path, network: nn.Module, name: str) -> None:
+def load_teacher(path: Path, network: nn.Module, name: str, classes: Sequence[str]) -> None:
     """Loads `--teacher-checkpoint`: a `teacher.safetensors` of another run, or any safetensors file that fits.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another network.
+        CheckpointError: the file is missing, damaged, of another network, or of other classes.
     """
     beside = path.with_suffix(".json")
     if beside.is_file():
@@ -174,6 +175,11 @@ def load_teacher(path: Path, network: nn.Module, name: str) -> None:
         if description.model != name or intervention is not None:
             kind = f"{description.model} with an interventional head" if intervention else description.model
             raise CheckpointError(f"--teacher-checkpoint: {path} is a {kind}, but --teacher is {name}")
+        if description.classes != tuple(classes):
+            raise CheckpointError(
+                f"--teacher-checkpoint: {path} was trained for the classes {', '.join(description.classes)}, but the "
+                f"data has {', '.join(classes)}"
+            )
     tensors, _ = read_tensors(path)
     try:
         network.load_state_dict(tensors)

@@ -24,6 +24,8 @@ def test_a_further_test_is_checked_as_the_others() -> None:
     wrong = Split(split.images, split.labels + 1)
     with pytest.raises(DataError, match="the unbiased part has the label 3, but there are 3 classes"):
         RawData(split, split, classes, preprocessing, tests={"unbiased": wrong})
+    with pytest.raises(DataError, match="the validation part has no images"):
+        RawData(split, split, classes, preprocessing, validation=split.take(torch.arange(0)))
     with pytest.raises(DataError, match="the unbiased part has no images"):
         RawData(split, split, classes, preprocessing, tests={"unbiased": split.take(torch.arange(0))})
 

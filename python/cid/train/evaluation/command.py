@@ -31,7 +31,9 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="noise, blur, weather and compression at five strengths; needs the extra cid-distill[corruptions]",
     )
-    parser.add_argument("--limit-test", type=count_of, metavar="N", help="with --corruptions: the first N test images")
+    parser.add_argument(
+        "--limit-test", type=count_of, metavar="N", help="with --corruptions: only N of the test images"
+    )
     parser.set_defaults(run=run)
 
 

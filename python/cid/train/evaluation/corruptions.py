@@ -38,10 +38,8 @@ def corruptions() -> list[str]:
 def corrupted(images: Bytes, corruption: str, strength: int) -> Bytes:
     """Images with a corruption: the same ones whenever asked.
 
-    Of a grey image each pixel is the mean of what became of its colours.
-
     Args:
-        images: (N, 1 or 3, H, W), of 32 x 32 at least, values up to 255.
+        images: (N, 3, H, W), of 32 x 32 at least, values up to 255.
         corruption: one of `corruptions()`.
         strength: one of `STRENGTHS`.
 
@@ -57,9 +55,8 @@ def corrupted(images: Bytes, corruption: str, strength: int) -> Bytes:
         for i, (image, seed) in enumerate(zip(images, seeds.tolist(), strict=True)):
             np.random.seed(seed)
             options = {"seed": seed} if corruption in _SEEDED else {}
-            colours = np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
-            changed = corrupt(colours, corruption_name=corruption, severity=strength, **options).transpose(2, 0, 1)
-            found[i] = changed if len(image) == len(changed) else changed.mean(0, keepdims=True).round()
+            pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+            found[i] = corrupt(pixels, corruption_name=corruption, severity=strength, **options).transpose(2, 0, 1)
     return found
 
 

@@ -29,7 +29,8 @@ def table(found: Sequence[Robustness]) -> str:
         columns += [[each.at(strength) for each in own] for strength in STRENGTHS]
         lines.append([method, *(with_interval(estimate(values)) for values in columns)])
     students = {(each.method, each.seed): {CORRUPTED: each.corrupted} for each in found if each.method != TEACHER}
-    return "\n".join([*aligned(lines), "", *map(sentence, paired(students)), "", *NOTES])
+    sentences = list(map(sentence, paired(students)))
+    return "\n".join([*aligned(lines), "", *sentences, *([""] if sentences else []), *NOTES])
 
 
 def plot(found: Sequence[Robustness], path: Path) -> None:

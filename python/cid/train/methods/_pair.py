@@ -29,8 +29,8 @@ class PairWeighted(Method):
     """The options of a method whose loss is made of CID's terms."""
 
     alpha: float = _shared.alpha()
-    beta: float | None = setting(None, "weight of the sample representation", rule=at_least(0))
-    gamma: float | None = setting(None, "weight of the class representation", rule=at_least(0))
+    beta: float | None = setting(None, "weight of the sample representation, where the loss has it", rule=at_least(0))
+    gamma: float | None = setting(None, "weight of the class representation, where the loss has it", rule=at_least(0))
     weights_from: str = setting("given", "where beta and gamma come from (for the record)", flag="")
     temperature: float = _shared.temperature()
 

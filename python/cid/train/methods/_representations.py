@@ -37,6 +37,8 @@ class Representations(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Of the student, and without gradient of the teacher: the representation (B, D) and the logits (B, C).
 
+        The teacher's logits are adjusted, if they are to be.
+
         Raises:
             ValueError: there is neither a teacher nor, in the batch, what it said.
         """

@@ -55,6 +55,6 @@ class CIDWithoutHead(PairWeighted):
     def param_groups(self, training: Training, weight_decay: float) -> list[dict[str, Any]]:
         """The student, and the adapter without decay."""
         return [
-            {"params": list(training.student.parameters()), "weight_decay": weight_decay},
+            {"params": [p for p in training.student.parameters() if p.requires_grad], "weight_decay": weight_decay},
             {"params": list(training.adapter.parameters()), "weight_decay": 0.0},
         ]

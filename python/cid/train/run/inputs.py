@@ -114,7 +114,7 @@ class Inputs:
         if models.teacher_checkpoint is None:
             raise ConfigError("--teacher-checkpoint: not given, accepted: safetensors file with the teacher's weights")
         network = build_model(models.teacher, self.spec).to(self.fabric.device)
-        load_teacher(Path(models.teacher_checkpoint), network, models.teacher)
+        load_teacher(Path(models.teacher_checkpoint), network, models.teacher, self.data.classes)
         return network.eval()
 
     @property

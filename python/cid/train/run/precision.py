@@ -22,25 +22,25 @@ SECONDS = 20.0  # after which a large network has been measured enough
 def measured_precision(config: Config, spec: InputSpec, device: torch.device) -> str:
     """`bf16-mixed` where a step of the run's networks is a tenth faster in it, else `32-true`.
 
-    A step is the teacher's forward and the student's forward and backward, on a batch of noise.
+    A step is the teacher's forward, where it is asked, and the student's forward and backward, on a batch of noise.
 
     Raises:
         ConfigError: a network is unknown.
     """
-    with torch.random.fork_rng(devices=[]):  # what is drawn later does not depend on whether this was asked
-        student, teacher = (
-            build_model(name, spec).to(device) for name in (config.models.student, config.models.teacher)
-        )
-        inputs = torch.randn(config.optim.batch_size, spec.channels, *spec.size, device=device)
+    student = build_model(config.models.student, spec).to(device)
+    teacher = None if config.models.teacher_cache else build_model(config.models.teacher, spec).to(device).eval()
+    inputs = torch.randn(config.optim.batch_size, spec.channels, *spec.size, device=device)
 
     def seconds(dtype: torch.dtype | None) -> float:
-        return _seconds(lambda: _step(student, teacher.eval(), inputs, dtype), device)
+        return _seconds(lambda: _step(student, teacher, inputs, dtype), device)
 
+    seconds(None)  # what fails here has nothing to do with bfloat16
     try:
         seconds(torch.bfloat16)
-    except (RuntimeError, TypeError):  # there is no such thing on this device
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # there is no such thing on this device
         return FULL
-    seconds(None)
     began = time.perf_counter()
     times: list[tuple[float, float]] = []
     while len(times) < ROUNDS and not (times and time.perf_counter() - began > SECONDS):
@@ -49,10 +49,11 @@ def measured_precision(config: Config, spec: InputSpec, device: torch.device) ->
     return HALF if full >= WORTH * half else FULL
 
 
-def _step(student: nn.Module, teacher: nn.Module, inputs: torch.Tensor, dtype: torch.dtype | None) -> None:
+def _step(student: nn.Module, teacher: nn.Module | None, inputs: torch.Tensor, dtype: torch.dtype | None) -> None:
     with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None):
-        with torch.no_grad():
-            teacher(inputs)
+        if teacher is not None:
+            with torch.no_grad():
+                teacher(inputs)
         loss = student(inputs).float().square().mean()
     loss.backward()
 

@@ -28,6 +28,7 @@ from cid.train.networks import Description, load_teacher, save_network, without_
 from cid.train.results import curves, table
 from cid.train.run.inputs import Inputs, cpu_threads
 from cid.train.run.loop import Job, Trained, Trainer
+from cid.train.run.precision import FULL
 from cid.train.run.progress import Observer
 from cid.train.run.signals import StopRequest
 from cid.train.run.teacher_cache import make_cache
@@ -237,13 +238,13 @@ def prepare_teacher(run: Run) -> nn.Module:
     torch.manual_seed(teacher.seed)
     network = build_model(model, run.spec).to(run.fabric.device)
     if run.folder.is_done(TEACHER):
-        load_teacher(run.folder.weights(TEACHER), network, model)
+        load_teacher(run.folder.weights(TEACHER), network, model, run.data.classes)
         return network.eval()
     training, trained = Training(Labels(), run.ingredients(network, None)), None
     if given is None:
         trained = run.train(teacher, training)
     else:
-        load_teacher(Path(given), network, model)
+        load_teacher(Path(given), network, model, run.data.classes)
     finish(run, teacher, training.predictor(), trained)
     return network.eval()
 
@@ -314,7 +315,12 @@ def cache_teacher(
     config: Config, out: Path, *, dtype: str, top_k: int | None, progress: Callable[[int, int], None]
 ) -> TeacherCache:
     """Writes what is missing of a cache of the teacher's outputs; see `cid.train.run.teacher_cache.make_cache`."""
-    inputs = Inputs.load(dataclasses.replace(config, models=dataclasses.replace(config.models, teacher_cache=None)))
+    # The teacher's outputs are of full precision: there is nothing to measure.
+    models, run = (
+        dataclasses.replace(config.models, teacher_cache=None),
+        dataclasses.replace(config.run, precision=FULL),
+    )
+    inputs = Inputs.load(dataclasses.replace(config, models=models, run=run))
     with cpu_threads(config.run.threads):
         teacher = inputs.given_teacher()
         return make_cache(config, inputs.data, teacher, out, dtype=dtype, top_k=top_k, progress=progress)

@@ -68,13 +68,13 @@ def run(options: argparse.Namespace) -> int:
     print(study_table(study, rows, baseline))
     found = lines(study, rows, baseline)
     for option, file in (("--plot", options.plot), ("--page", options.page)):
-        if file is not None and not found:
+        if file is not None and not found and not failed:
             raise ConfigError(f"{option}: {out} has no rows of this study yet")
-    if options.plot is not None:
+    if found and options.plot is not None:
         from cid.train.study.plot import plot_study
 
         plot_study(found, options.plot)
-    if options.page is not None:
+    if found and options.page is not None:
         from cid.train.study.page import write_study_page
 
         write_study_page(study, found, baseline, options.study.stem, options.page)

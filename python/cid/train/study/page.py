@@ -11,7 +11,7 @@ from cid.train.config import to_toml
 from cid.train.results.page import environment, style_of
 from cid.train.results.page.draw import Strip, strip
 from cid.train.results.table import estimate
-from cid.train.study.plan import Setting
+from cid.train.study.plan import Setting, without_places
 from cid.train.study.table import SURE, Line, interval, notes, sure_gains, tests_of
 
 
@@ -33,7 +33,7 @@ class Section:
         title: the alternatives.
         scales: what the strips of each test span.
         rows: method, colour, a cell for each test, and how many networks there are.
-        settings: of its first run, as a file has them.
+        settings: of its first run, as a file has them, but where files lie and what computes.
     """
 
     title: str
@@ -90,7 +90,9 @@ def _sections(study: Sequence[Setting], found: Sequence[Line]) -> Iterator[Secti
                 )
                 for line, sure in own
             ],
-            settings=next(to_toml(each.config) for each in study if tuple(each.label.values()) == label),
+            settings=next(
+                to_toml(without_places(each.config)) for each in study if tuple(each.label.values()) == label
+            ),
         )
 
 

@@ -149,10 +149,26 @@ def digest(config: Config, method: str, seed: int) -> str:
 
 
 def _sections(config: Config) -> dict[str, dict[str, Any]]:
-    return {
+    found = {
         name: {key: value for key, value in section.items() if key not in PLACES.get(name, ())}
         for name, section in dataclasses.asdict(config).items()
     }
+    # A setting that came later is no part of what says nothing about it: rows of before stay those of their networks.
+    data = found["data"]
+    data["classes"] = sorted(data["classes"])
+    if not data["classes"]:
+        del data["classes"]
+    return found
+
+
+def without_places(config: Config) -> Config:
+    """The configuration with the defaults of what says where files lie and what computes; its seeds stay."""
+    changed = {}
+    for name, keys in PLACES.items():
+        section = getattr(config, name)
+        fresh = {each.name: each.default for each in dataclasses.fields(section)}
+        changed[name] = dataclasses.replace(section, **{key: fresh[key] for key in keys if key != "seeds"})
+    return dataclasses.replace(config, **changed)
 
 
 def _hash(*content: Any) -> str:

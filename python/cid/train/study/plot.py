@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cid.train.results.table import estimate
-from cid.train.study.table import Line
+from cid.train.study.table import Line, tests_of
 
 
 def plot_study(found: Sequence[Line], path: Path) -> None:
@@ -20,7 +20,7 @@ def plot_study(found: Sequence[Line], path: Path) -> None:
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(line.label for line in found))
-    tests = list(dict.fromkeys(test for line in found for test in line.accuracies))
+    tests = tests_of(found)
     most = max(sum(line.label == label for line in found) for label in labels)
     size = (1.5 + 4.5 * len(tests), (1.0 + 0.3 * most) * len(labels))
     figure = Figure(figsize=size, layout="constrained")
