@@ -40,6 +40,7 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
         ("--device cuda:x", "--device: got 'cuda:x'"),
         ("--epochs 5 --warmup-epochs 5", "--warmup-epochs: got 5, accepted: less than --epochs, here 5"),
         ("--limit 2", "--validation: got"),
+        ("--cache-teacher", "--cache-teacher: needs fixed views, accepted: together with --views"),
         ("--rho 0.9", "--rho: got 0.9, accepted: none, but for coloured-digits"),
         ("--data coloured-digits --rho 1.1", "--rho: got 1.1, accepted: a number from 0 to 1"),
         ("--label-noise -1", "--label-noise: got -1.0, accepted: a number from 0 to 1"),

@@ -101,22 +101,27 @@ def _build(values: Mapping[str, Any]) -> Config:
 
 def _complete(config: Config) -> Config:
     """Fills what depends on other settings, and checks these dependencies."""
-    optim, method = config.optim, config.method
+    data, optim, method = config.data, config.optim, config.method
     if config.models.teacher_cache is not None and config.models.teacher_checkpoint is None:
         raise ConfigError(
             "--teacher-cache: needs the weights that it was made with, accepted: together with --teacher-checkpoint"
         )
-    if config.data.views not in (None, 1) and not (config.data.pad or config.data.flip):
-        raise ConfigError(
-            f"--views: got {config.data.views}, accepted: 1 where nothing is random (no --pad, no --flip)"
-        )
+    random = data.pad > 0 or data.flip
+    if data.views not in (None, 1) and not random:
+        raise ConfigError(f"--views: got {data.views}, accepted: 1 where nothing is random (no --pad, no --flip)")
+    if config.models.cache_teacher and config.models.teacher_cache is not None:
+        raise ConfigError("--cache-teacher: given, accepted: not together with --teacher-cache")
+    if config.models.cache_teacher and data.views is None:
+        if random:
+            raise ConfigError("--cache-teacher: needs fixed views, accepted: together with --views")
+        data = dataclasses.replace(data, views=1)
     if optim.teacher_epochs is None:
         optim = dataclasses.replace(optim, teacher_epochs=optim.epochs)
     for options in map(method.options, registry()):
         method = dataclasses.replace(method, **dataclasses.asdict(options.completed(config.models, optim)))
     for options in map(method.options, method.methods):
         options.check(optim)
-    return dataclasses.replace(config, optim=optim, method=method)
+    return dataclasses.replace(config, data=data, optim=optim, method=method)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

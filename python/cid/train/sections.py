@@ -62,6 +62,10 @@ class ModelsConfig:
     student: str = setting("resnet8", "student: named as the teacher is")
     teacher_checkpoint: str | None = setting(None, "safetensors file with the teacher's weights: it is not trained")
     teacher_cache: str | None = setting(None, "folder of `cid cache`: read in place of running the teacher")
+    cache_teacher: bool = setting(
+        False,
+        "where views are fixed: run the teacher once over all of them, and keep what it says in the run's folder",
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,28 @@ def test_the_loss_of_one_batch(
         training = Training(config.method.options(method), given)
         found.append([training(batches.batch(batches.plan(epoch), 1)).loss for epoch in (0, 1)])
     torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=0.0)
+
+
+def test_a_run_that_keeps_what_its_teacher_says(
+    cache: Path, teacher: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, kept = tmp_path / "given", tmp_path / "kept"
+    assert distill(given, *teacher, "--teacher-cache", str(cache), "--methods", "kd") == 0
+    assert distill(kept, *teacher, "--views", "3", "--cache-teacher", "--methods", "kd", "at") == 0
+    one, other = ((run / "kd-seed0/student.safetensors").read_bytes() for run in (given, kept))
+    assert one == other
+    assert TeacherCache(kept / "teacher-cache").layout == TeacherCache(cache).layout
+    # What is there is not asked for again, but for one image, whose features tell their size.
+    (kept / "kd-seed0/result.json").unlink()
+    asked, in_view = [], Batches.in_view
+
+    def noted(self: Batches, view: int, samples: range) -> Iterator[Tensor]:
+        asked.append((view, len(samples)))
+        return in_view(self, view, samples)
+
+    monkeypatch.setattr(Batches, "in_view", noted)
+    assert cli.main(["distill", "--resume", str(kept)]) == 0
+    assert asked == [(0, 1)]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(

@@ -54,10 +54,12 @@ class Method:
     Attributes:
         name: what the command line, tables and folders call it.
         terms: the names of its loss's terms, as `StepOutput.terms` has them, in the order of charts.
+        asks_teacher: whether it needs the teacher itself, also where the batches have its outputs.
     """
 
     name: ClassVar[str]
     terms: ClassVar[tuple[str, ...]]
+    asks_teacher: ClassVar[bool] = False
 
     # --- options: what is not given, and what contradicts other settings
 

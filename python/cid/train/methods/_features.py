@@ -40,6 +40,7 @@ def _exact(x: Tensor) -> AbstractContextManager[Any]:
 class MapsMethod(Method):
     """A method whose loss compares maps within the networks: only `compare` is its own, and the layers to choose."""
 
+    asks_teacher = True
     student_layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
 

@@ -73,6 +73,7 @@ class Run:
         observer: hears of the progress.
         stop: whether somebody asked to stop.
         weights: of the samples, by what methods ask for.
+        cache: the teacher's outputs, where it is not to be run for each batch.
     """
 
     inputs: Inputs
@@ -80,10 +81,12 @@ class Run:
     observer: Observer
     stop: StopRequest
     weights: dict[Weighting | None, SampleWeights] = field(default_factory=dict)
+    cache: TeacherCache | None = None
 
     def __post_init__(self) -> None:
         self.config, self.fabric, self.data = self.inputs.config, self.inputs.fabric, self.inputs.data
         self.spec = self.inputs.spec
+        self.cache = self.inputs.cache
 
     def batches(
         self,
@@ -112,7 +115,7 @@ class Run:
 
     def ingredients(self, student: nn.Module, teacher: nn.Module | None, split: Split | None = None) -> Ingredients:
         """What a method makes its networks of, to be trained on a split: all training images if it is not given."""
-        cache = self.inputs.cache
+        cache = self.cache
         return Ingredients(
             student,
             teacher,
@@ -138,7 +141,7 @@ class Run:
             self.batches(
                 self.data.train,
                 network.seed,
-                cache=self.inputs.cache,
+                cache=self.cache,
                 weights=train,
                 logit_adjustments=adjustment,
             ),
@@ -219,7 +222,24 @@ def prepare(run: Run) -> nn.Module:
     teacher = prepare_teacher(run)
     methods = map(run.config.method.options, run.config.method.methods)
     run.weights = weigh_samples(run, [method.weighting() for method in methods])
+    if run.config.models.cache_teacher:
+        run.cache = keep_outputs(run, teacher)
     return teacher
+
+
+def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
+    """What the teacher says of every view, in the run's folder, unless it is there: all of its digits.
+
+    Raises:
+        InterruptedRunError: a signal came; what is finished is kept.
+    """
+
+    def shard_done(_done: int, _total: int) -> None:
+        if (number := run.stop.signal_number) is not None:
+            raise InterruptedRunError("the teacher's outputs", number)
+
+    folder = run.folder.path / "teacher-cache"
+    return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
 
 
 def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
@@ -259,8 +279,8 @@ def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
     torch.manual_seed(seed)
     student = build_model(network.model, run.spec).to(run.fabric.device)
     # A copy: a method may change the teacher's flags, and none must see what another one did.
-    asked = copy.deepcopy(teacher) if run.inputs.cache is None else None
     options = config.method.options(method)
+    asked = copy.deepcopy(teacher) if run.cache is None or options.asks_teacher else None
     training = Training(options, run.ingredients(student, asked))
     torch.manual_seed(mix_seed(seed, 1))
     trained = run.train(network, training, run.weights.get(options.weighting()))

@@ -23,7 +23,7 @@ OWN = {"method.methods": "methods", "run.seeds": "seeds"}
 # Where files lie, and what computes: no part of what a row is of.
 PLACES = {
     "data": ("dir",),
-    "models": ("teacher_checkpoint", "teacher_cache"),
+    "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher"),
     "run": ("seeds", "device", "threads", "checkpoint_every"),
 }
 
