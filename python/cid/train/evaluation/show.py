@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cid.train.evaluation.corruptions import STRENGTHS
 from cid.train.evaluation.robustness import Robustness
 from cid.train.folder import TEACHER
+from cid.train.results.curves import Curve, draw_curve
 from cid.train.results.table import aligned, estimate, paired, sentence, with_interval
 
 CORRUPTED = "corrupted"  # what the mean of all is called
@@ -54,7 +55,7 @@ def plot(found: Sequence[Robustness], path: Path) -> None:
                 [each.accuracy, *(map(each.at, STRENGTHS) if name == "mean" else each.corruptions[name])]
                 for each in own
             ]
-            _draw(axes, values, method)
+            draw_curve(axes, _curve(values), method)
         axes.set_title(name.replace("_", " "), fontsize="small")
         axes.grid(alpha=0.3)
     for axes in panels[len(names) + 1 :]:
@@ -65,14 +66,11 @@ def plot(found: Sequence[Robustness], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Any, networks: Sequence[Sequence[float]], method: str) -> None:
-    strengths = (0, *STRENGTHS)
+def _curve(networks: Sequence[Sequence[float]]) -> Curve:
+    """In %, by strength, of the accuracies of some networks at each."""
     columns = [[100 * value for value in column] for column in zip(*networks, strict=True)]
-    means = [estimate(column).mean for column in columns]
-    (line,) = axes.plot(strengths, means, "--" if method == TEACHER else "-", label=method, linewidth=1.5)
-    axes.fill_between(
-        strengths, list(map(min, columns)), list(map(max, columns)), color=line.get_color(), alpha=0.15, linewidth=0
-    )
+    mean, lowest, highest = ([of(column) for column in columns] for of in (statistics.fmean, min, max))
+    return Curve([0, *STRENGTHS], mean, lowest, highest)
 
 
 def _methods(found: Sequence[Robustness]) -> list[str]:

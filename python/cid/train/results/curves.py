@@ -13,9 +13,9 @@ from cid.train.folder import TEACHER
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric by epoch, counted from 1: mean over the seeds, lowest and highest."""
+    """A metric by epoch, counted from 1, or by what else there is: mean over the seeds, lowest and highest."""
 
-    epochs: list[int]
+    at: list[int]
     mean: list[float]
     lowest: list[float]
     highest: list[float]
@@ -49,7 +49,7 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         panels, ("val_accuracy", "loss"), ("validation accuracy", "training loss"), strict=True
     ):
         for method in dict.fromkeys(line["method"] for line in metrics):
-            _draw(axes, curve(metrics, method, key), method)
+            draw_curve(axes, curve(metrics, method, key), method)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -63,7 +63,8 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Any, shown: Curve, method: str) -> None:
+def draw_curve(axes: Any, shown: Curve, method: str) -> None:
+    """A method's mean as a line, dashed for the teacher, and the range as a band."""
     style = "--" if method == TEACHER else "-"
-    (line,) = axes.plot(shown.epochs, shown.mean, label=method, linestyle=style, linewidth=1.5)
-    axes.fill_between(shown.epochs, shown.lowest, shown.highest, color=line.get_color(), alpha=0.15, linewidth=0)
+    (line,) = axes.plot(shown.at, shown.mean, label=method, linestyle=style, linewidth=1.5)
+    axes.fill_between(shown.at, shown.lowest, shown.highest, color=line.get_color(), alpha=0.15, linewidth=0)

@@ -211,7 +211,7 @@ class Section:
             yield line_chart(title, curves, styles, show, log=log)
         for method in self.run.config.method.methods:
             curves = {term: curve(metrics, method, term) for term in registry()[method].terms}
-            curves = {term: shown for term, shown in curves.items() if shown.epochs}
+            curves = {term: shown for term, shown in curves.items() if shown.at}
             if len(curves) > 1:
                 styles = {term: Style(style_of(method).colour, number) for number, term in enumerate(curves)}
                 yield line_chart(

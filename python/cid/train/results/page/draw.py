@@ -139,7 +139,7 @@ def line_chart(
 
     lows = [value for curve in curves.values() for value in curve.lowest]
     low, high = min(lows), max(value for curve in curves.values() for value in curve.highest)
-    last = max(curve.epochs[-1] for curve in curves.values())
+    last = max(curve.at[-1] for curve in curves.values())
     log = log and low > 0
     if log:
         ticks = [tick for tick in LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(low, high) if low <= tick <= high]
@@ -151,19 +151,18 @@ def line_chart(
     epochs = [int(tick) for tick in MaxNLocator(5, integer=True).tick_values(1, last) if 1 <= tick <= last] or [1]
 
     def draw(number: int, name: str, curve: Curve) -> Line:
-        across = [x(epoch) for epoch in curve.epochs]
+        across = [x(epoch) for epoch in curve.at]
         upper = list(zip(across, map(y, curve.highest), strict=True))
         lower = list(zip(across, map(y, curve.lowest), strict=True))
         step = math.ceil(last / MARKS)
-        marked = [i for i, epoch in enumerate(curve.epochs) if (epoch - 1) % step == number * step // len(curves)]
+        marked = [i for i, epoch in enumerate(curve.at) if (epoch - 1) % step == number * step // len(curves)]
         return Line(
             name=name,
             style=styles[name],
             points=svg_points(zip(across, map(y, curve.mean), strict=True)),
             band=svg_points([*upper, *reversed(lower)]),
             marks=[
-                Mark(across[i], y(curve.mean[i]), f"{name}, epoch {curve.epochs[i]}: {show(curve.mean[i])}")
-                for i in marked
+                Mark(across[i], y(curve.mean[i]), f"{name}, epoch {curve.at[i]}: {show(curve.mean[i])}") for i in marked
             ],
         )
 
@@ -195,7 +194,7 @@ def svg_points(pairs: Iterable[tuple[float, float]]) -> str:
 
 def _curve_table(curves: dict[str, Curve], last: int, show: Callable[[float], str], rows: int = 30) -> list[list[str]]:
     """Each curve's mean at up to so many epochs, the last among them."""
-    by_epoch = [dict(zip(curve.epochs, map(show, curve.mean), strict=True)) for curve in curves.values()]
+    by_epoch = [dict(zip(curve.at, map(show, curve.mean), strict=True)) for curve in curves.values()]
     shown = range(last, 0, -math.ceil(last / rows))
     return [[str(epoch), *(one.get(epoch, NOTHING) for one in by_epoch)] for epoch in reversed(shown)]
 
