@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from cid._errors import ConfigError
@@ -36,12 +37,14 @@ MODELS: dict[str, tuple[str, Builder]] = {
 def build_model(name: str, spec: InputSpec) -> nn.Module:
     """A network with fresh weights from the global random state.
 
+    Its weights lie channels-last, which its maps then do, too: processors and GPUs convolve faster so.
+
     Raises:
         ConfigError: no such network.
     """
     for pattern, build in MODELS.values():
         if found := re.fullmatch(pattern, name):
-            return build(found, spec)
+            return build(found, spec).to(memory_format=torch.channels_last)
     raise ConfigError(f"{NAMED_BY}: got {name!r}, accepted: {', '.join(MODELS)}")
 
 
