@@ -97,6 +97,9 @@ class RunConfig:
         "Lightning Fabric's name of the precision, or auto: bf16-mixed where it is measured to be faster, else 32-true",
         rule=one_of("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
     )
+    compile: bool = setting(
+        False, "compile what a step computes (torch.compile): a minute or more at first, then faster"
+    )
     checkpoint_every: int | None = setting(
         None, "save a checkpoint every so many steps, beside each epoch's", rule=at_least(1)
     )

@@ -73,7 +73,7 @@ def test_the_parts_grow_over_the_first_epochs() -> None:
     training, batch, _ = make(DKD(dkd_warmup=4))
     found = []
     for epoch in range(6):
-        training.epoch = epoch
+        training.epoch.fill_(epoch)
         output = training(batch)
         found.append(float((output.loss - output.terms["ce"]) / (output.terms["tckd"] + 8 * output.terms["nckd"])))
     assert found == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])

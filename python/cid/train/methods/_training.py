@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from cid._errors import ConfigError
 from cid.losses import ignored_by_ddp
 from cid.train.methods._base import Ingredients, Method, StepOutput
 
@@ -23,7 +24,7 @@ class Training(nn.Module):
         given: what it makes them of; the teacher's parameters stop requiring gradients.
 
     Attributes:
-        epoch: the current one, from 0; the loop sets it.
+        epoch: the current one, from 0, (); the loop sets it. A tensor, as a compiled step is one for each number.
     """
 
     if TYPE_CHECKING:  # which networks there are is the method's to say
@@ -33,7 +34,8 @@ class Training(nn.Module):
     def __init__(self, method: Method, given: Ingredients) -> None:
         super().__init__()
         self.method = method
-        self.epoch = 0
+        self.epoch = torch.zeros(())
+        self._compiled: tuple[Callable[[Training, Batch], StepOutput], int] | None = None
         if given.teacher is not None:
             given.teacher.requires_grad_(False)
         for name, network in method.networks(given).items():
@@ -55,9 +57,27 @@ class Training(nn.Module):
             self.get_submodule(name).eval()
         return self
 
+    def compile_step(self, batch_size: int) -> None:
+        """Compiles the loss of batches of this size; a smaller one, an epoch's last, is not worth a graph."""
+        self._compiled = torch.compile(self.method.step, dynamic=False), batch_size
+
     def forward(self, batch: Batch) -> StepOutput:
-        """The loss of a batch."""
-        return self.method.step(self, batch)
+        """The loss of a batch.
+
+        Raises:
+            ConfigError: it can't be compiled here.
+        """
+        if self._compiled is None or len(batch.target) != self._compiled[1]:
+            return self.method.step(self, batch)
+        from torch._dynamo.exc import BackendCompilerFailed  # seconds, which other runs need not wait
+
+        try:
+            return self._compiled[0](self, batch)
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).partition("\n")[0]
+            raise ConfigError(
+                f"--compile: {reason}, accepted: where PyTorch can compile, as by C++ on a CPU"
+            ) from error
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:

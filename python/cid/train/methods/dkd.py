@@ -56,19 +56,18 @@ class DKD(Method):
             kd_loss(mine, given, weight=batch.weight, temperature=self.temperature)
             for mine, given in zip(ours, theirs, strict=True)
         )
-        grown = min(1.0, (training.epoch + 1) / self.dkd_warmup) if self.dkd_warmup else 1.0
+        grown = ((training.epoch + 1) / self.dkd_warmup).clamp(max=1) if self.dkd_warmup else 1.0
         loss = ce + grown * (self.dkd_alpha * tckd + self.dkd_beta * nckd)
         return StepOutput(loss, {"ce": ce.detach(), "tckd": tckd.detach(), "nckd": nckd.detach()}, logits.detach())
 
 
 def _decoupled(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logits, softened by T as these are, of the label's class against all others (B, 2), and of these (B, C - 1)."""
-    from torch import stack
-    from torch.nn.functional import one_hot
+    from torch import arange, cat
 
-    batch, classes = logits.shape
-    logits = full(logits)
-    own = one_hot(target, classes).bool()
-    others = logits[~own].view(batch, classes - 1)
-    together = temperature * (others / temperature).logsumexp(1)
-    return stack((logits[own], together), 1), others
+    logits, own = full(logits), target[:, None]
+    # The classes without one: the places from it on are one further. No mask, whose count of values would be looked at.
+    places = arange(logits.shape[1] - 1, device=logits.device)
+    others = logits.gather(1, places + (places >= own))
+    together = temperature * (others / temperature).logsumexp(1, keepdim=True)
+    return cat((logits.gather(1, own), together), 1), others

@@ -139,7 +139,7 @@ class Trainer:
         if position.losses is not None:
             losses.load_state(position.losses)
         plan = self._batches.plan(position.epoch)
-        self._training.epoch = position.epoch
+        self._training.epoch.fill_(position.epoch)
         self._wrapped.train()
         while position.step < self._batches.steps:
             loss = self._step(self._batches.batch(plan, position.step), losses)

@@ -160,6 +160,8 @@ class Run:
         key: Mapping[str, Any],
     ) -> Trained:
         """Does a job from where an earlier attempt stopped; its metrics go to `files`, each line begun by `key`."""
+        if self.config.run.compile:
+            training.compile_step(self.config.optim.batch_size)
         trainer = Trainer(
             self.fabric,
             job,

@@ -24,7 +24,7 @@ OWN = {"method.methods": "methods", "run.seeds": "seeds"}
 PLACES = {
     "data": ("dir",),
     "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher"),
-    "run": ("seeds", "device", "threads", "checkpoint_every"),
+    "run": ("seeds", "device", "threads", "compile", "checkpoint_every"),
 }
 
 
