@@ -230,7 +230,7 @@ def prepare(run: Run) -> nn.Module:
 
 
 def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
-    """What the teacher says of every view, in the run's folder, unless it is there: all of its digits.
+    """What the teacher says of every view, in the run's folder, unless it is there: as a student would hear it.
 
     Raises:
         InterruptedRunError: a signal came; what is finished is kept.
@@ -241,7 +241,8 @@ def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
             raise InterruptedRunError("the teacher's outputs", number)
 
     folder = run.folder.path / "teacher-cache"
-    return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
+    with run.fabric.autocast():
+        return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
 
 
 def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:

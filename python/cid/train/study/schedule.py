@@ -74,7 +74,11 @@ def _teacher_file(out: Path, key: str) -> Path:
 
 def _teacher(config: Config, out: Path, key: str, then: list[Task], *, known: bool) -> Task:
     """The teacher of some settings, in a run that has no students; it yields no row where that is known."""
-    alone = dataclasses.replace(config, method=dataclasses.replace(config.method, methods=("labels",)))
+    alone = dataclasses.replace(
+        config,
+        method=dataclasses.replace(config.method, methods=("labels",)),
+        models=dataclasses.replace(config.models, cache_teacher=False),  # each run has its own views
+    )
     folder = _folder(out / "teachers" / key, alone)
     network = None if known else (TEACHER, config.run.seeds[0])
     return Task(f"teacher {config.models.teacher}", folder, (str(folder),), network, key, then=tuple(then))
