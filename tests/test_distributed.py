@@ -24,7 +24,7 @@ def make(**options: Any) -> cid.Distiller:
     draws.seed(0)
     student = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, C))
     teacher = nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, C))
-    return cid.Distiller(student, teacher, num_classes=C, beta=1.0, gamma=1.0, warmup_epochs=0, **options)
+    return cid.Distiller(student, teacher, num_classes=C, **{"beta": 1.0, "gamma": 1.0, "warmup_epochs": 0, **options})
 
 
 def batches(rank: int) -> list[tuple[Tensor, Tensor]]:
@@ -46,6 +46,16 @@ def work(rank: int, folder: str) -> None:
     for x, y in [*batches(rank), *batches(rank)[:1]]:
         parallel(x, y, weight=y + 0.5).loss.backward()  # the contexts are not weighed
     torch.save([one.criterion.bank.context for one in (distiller, by_step)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def choose(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    distiller = make(beta="auto", gamma="auto")
+    parallel = nn.parallel.DistributedDataParallel(distiller)
+    for x, y in batches(rank):
+        parallel(x, y).loss.backward()
+    torch.save((distiller.criterion.beta, distiller.criterion.gamma), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -136,3 +146,16 @@ def test_a_sharded_student_says_how_to_gather_it() -> None:
     whole.eval()
     torch.testing.assert_close(whole.student()(x), whole.predict(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(distiller.eval()(x), whole.predict(x))
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
+def test_the_weights_are_those_of_all_ranks(tmp_path: Path) -> None:
+    spawn(choose, args=(str(tmp_path),), nprocs=RANKS)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    assert found[0] == found[1]
+    alone = make(beta="auto", gamma="auto")
+    for each in zip(*map(batches, range(RANKS)), strict=True):
+        for x, y in each:
+            alone(x, y)
+    # Nothing steps here: the sums over ranks are those over batches, added up in another order.
+    assert found[0] == pytest.approx((alone.criterion.beta, alone.criterion.gamma), rel=1e-5)

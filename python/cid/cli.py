@@ -104,7 +104,8 @@ def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None 
         if setting.kind is bool:
             how["action"] = argparse.BooleanOptionalAction
         else:
-            how |= {"type": setting.kind, "metavar": setting.kind.__name__.upper()}
+            parse = setting.kind if setting.word is None else setting.parse
+            how |= {"type": parse, "metavar": setting.kind.__name__.upper()}
             if setting.many:
                 how["nargs"] = "+"
         groups[section].add_argument(setting.flag, **how)

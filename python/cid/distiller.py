@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import cid._checks as check
+from cid.balance import AUTO, Balance
 from cid.capture import Classifier, Layers
 from cid.functional import CIDOutput
 from cid.head import FoldedHead
@@ -50,8 +51,9 @@ class Distiller(nn.Module):
         teacher: Another; may be larger, of another architecture and feature size. None where its outputs are at hand:
             each call is given them.
         num_classes: C.
-        beta: Weight of the sample representation; see `cid.CIDLoss`, as for all that follow.
-        gamma: Weight of the class representation.
+        beta: Weight of the sample representation; see `cid.CIDLoss`, as for all that follow. Or `"auto"`: as the
+            gradients of the first batches tell, see `cid.balance.Balance`.
+        gamma: Weight of the class representation, or `"auto"`.
         temperature: T.
         alpha: Weight of ce and kd.
         warmup_epochs: E0.
@@ -68,7 +70,8 @@ class Distiller(nn.Module):
     Attributes:
         student_model: The student as given.
         teacher_model: The teacher as given, or None.
-        criterion: The `cid.CIDLoss`.
+        criterion: The `cid.CIDLoss`, with the weights as they are by now.
+        balance: What chooses those that are `"auto"`; None where both are given.
 
     Raises:
         TypeError: An argument has a wrong type.
@@ -100,8 +103,8 @@ class Distiller(nn.Module):
         teacher: nn.Module | None,
         *,
         num_classes: int,
-        beta: float,
-        gamma: float,
+        beta: float | str,
+        gamma: float | str,
         temperature: float = 4.0,
         alpha: float = 1.0,
         warmup_epochs: int = 20,
@@ -138,12 +141,13 @@ class Distiller(nn.Module):
             self._teacher = Classifier(teacher, num_classes, teacher_layer, role="teacher")
             teacher_dim = self._teacher.dim
         assert teacher_dim is not None
+        self._automatic = tuple(name for name, weight in (("beta", beta), ("gamma", gamma)) if weight == AUTO)
         self.criterion = CIDLoss(
             self._student.dim,
             teacher_dim,
             num_classes,
-            beta=beta,
-            gamma=gamma,
+            beta=_number("beta", beta),
+            gamma=_number("gamma", gamma),
             temperature=temperature,
             alpha=alpha,
             warmup_epochs=warmup_epochs,
@@ -167,6 +171,10 @@ class Distiller(nn.Module):
         parameter = next(student.parameters(), None)
         if parameter is not None:
             self.criterion.to(parameter.device, parameter.dtype)
+        self.balance = Balance(alpha) if self._automatic else None
+        if self.balance is not None and parameter is not None:
+            self.balance.to(parameter.device)
+        self.register_load_state_dict_post_hook(_take_weights)  # type: ignore[no-untyped-call]
         self.student_model = student
         self.teacher_model = None if teacher is None else teacher.requires_grad_(False).eval()
 
@@ -219,15 +227,46 @@ class Distiller(nn.Module):
         """
         if target is None:
             return self._predict(x)
-        if teacher is None:
-            teacher = self.ask_teacher(x)
-        else:
-            check.shape(
-                "teacher[0]", check.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features)
-            )
-        student = self._student.read(self.student_model, x)
-        output: CIDOutput = self.criterion(*student, *teacher, target, weight)
+        if self.balance is None or self.balance.settled or not self.training:
+            return self._losses(x, target, teacher, weight)
+        if not torch.compiler.is_dynamo_compiling():
+            return self._first_losses(self.balance, x, target, teacher, weight)
+        torch._dynamo.graph_break(msg='cid.Distiller chooses weights that are "auto" by its first batches')
+        losses: CIDOutput = torch._dynamo.disable(self._first_losses)(self.balance, x, target, teacher, weight)  # type: ignore[no-untyped-call]
+        return losses
+
+    def _losses(
+        self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None, weight: Tensor | None
+    ) -> CIDOutput:
+        heard = self._heard(x, teacher)
+        output: CIDOutput = self.criterion(*self._student.read(self.student_model, x), *heard, target, weight)
         return output
+
+    def _first_losses(
+        self, balance: Balance, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None, weight: Tensor | None
+    ) -> CIDOutput:
+        """The losses of one of the batches that choose the weights, by the weights as they are with it."""
+        if _is_sharded(self):
+            raise RuntimeError(
+                'beta, gamma: got "auto", and the parameters are sharded (fully_shard), accepted: numbers, as an '
+                "unsharded distiller chooses them"
+            )
+        heard = self._heard(x, teacher)
+
+        def run() -> tuple[Tensor, Sequence[Tensor]]:
+            features, logits = self._student.read(self.student_model, x)
+            return features, self.criterion.terms(features, logits, *heard, target, weight)
+
+        balance.observe(self.student_model, run)
+        _take_weights(self)
+        return self._losses(x, target, heard, weight)
+
+    def _heard(self, x: Any, teacher: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """The teacher's features and logits: those given, or its own."""
+        if teacher is None:
+            return self.ask_teacher(x)
+        check.shape("teacher[0]", check.tensor("teacher[0]", teacher[0]), ("B", self.criterion.adapter.out_features))
+        return teacher
 
     def ask_teacher(self, x: Any) -> tuple[Tensor, Tensor]:
         """The teacher's features (B, Dt) and logits (B, C) of a batch, as `forward` takes them for `teacher`.
@@ -322,6 +361,22 @@ class Distiller(nn.Module):
         student = [parameter for parameter in self.student_model.parameters() if parameter.requires_grad]
         head, adapter = self.criterion.param_groups(weight_decay)
         return [{"params": student + head["params"], "weight_decay": weight_decay}, adapter]
+
+
+def _number(name: str, weight: float | str) -> float:
+    """A weight as it is given; 0 until it is chosen, where it is to be."""
+    if isinstance(weight, str) and weight != AUTO:
+        raise ValueError(f"{name}: got {weight!r}, accepted: a finite number of at least 0, or {AUTO!r}")
+    return 0.0 if isinstance(weight, str) else weight
+
+
+def _take_weights(distiller: nn.Module, _incompatible_keys: object = None) -> None:
+    """Have the criterion weigh as the balance tells, where it is to."""
+    assert isinstance(distiller, Distiller)
+    if distiller.balance is not None:
+        for name, weight in zip(("beta", "gamma"), distiller.balance.weights, strict=True):
+            if name in distiller._automatic:
+                setattr(distiller.criterion, name, weight)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -23,6 +23,7 @@ def round_trip(config: Config, folder: Path) -> Config:
         {},
         {"data.name": "cifar10", "data.dir": "somewhere", "optim.epochs": 2},
         {"data.name": "a folder", "data.limit": 5, "method.beta": 3, "run.seeds": (7,), "method.methods": ("kd",)},
+        {"method.beta": "auto", "method.gamma": 2},
         {"run.checkpoint_every": 4, "models.teacher_checkpoint": "x", "data.flip": True, "optim.lr": 1e-5},
     ],
 )
@@ -46,7 +47,8 @@ def test_layers() -> None:
         ({"optim.batch_size": 1}, r"--batch-size: got 1, accepted: a number of at least 2"),
         ({"optim.lr": 0.0}, r"--lr: got 0.0, accepted: a number above 0"),
         ({"optim.lr": float("nan")}, r"--lr: got nan"),
-        ({"method.beta": float("inf")}, r"--beta: got inf"),
+        ({"method.beta": float("inf")}, r"--beta: got inf, accepted: a number of at least 0, or auto"),
+        ({"method.beta": "own"}, r"--beta: got 'own', accepted: a number, or auto"),
         ({"method.context_momentum": 1.0}, r"--context-momentum: got 1.0, accepted: a number from 0 to below 1"),
         ({"optim.optimizer": "adam"}, r"--optimizer: got 'adam', accepted: sgd or adamw"),
         ({"method.methods": ("kd", "kd")}, r"--methods: got kd kd, accepted: one or more, each once, of: labels or kd"),

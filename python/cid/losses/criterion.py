@@ -205,6 +205,55 @@ class CIDLoss(Mirror):
             bank.count_step()
         return output
 
+    def terms(
+        self,
+        student_features: Tensor,
+        student_logits: Tensor,
+        teacher_features: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """kd, sample and class of a batch, unweighted, each with gradients of its own; nothing is gathered.
+
+        For looking at what each does to the student. `forward` has them all at once, in less time.
+
+        Args and errors: as of `forward`.
+
+        Example:
+            >>> criterion = CIDLoss(16, 32, num_classes=5, beta=10.0, gamma=1.0)
+            >>> f, t = torch.randn(8, 16, requires_grad=True), torch.randn(8, 32)
+            >>> s, q, y = torch.randn(8, 5), torch.randn(8, 5), torch.arange(8) % 5
+            >>> kd, sample, class_ = criterion.terms(f, s, t, q, y)
+            >>> torch.autograd.grad(sample, f)[0].shape
+            torch.Size([8, 16])
+        """
+        self._check_shapes(student_features, student_logits, teacher_features, teacher_logits)
+
+        def alone(alpha: float, beta: float, gamma: float) -> Tensor:
+            output: CIDOutput = F.cid_loss(
+                student_features,
+                student_logits,
+                teacher_features,
+                teacher_logits,
+                target,
+                weight=weight,
+                adapter_weight=self.adapter.weight,
+                adapter_bias=self.adapter.bias,
+                head_weight=self.head.weight,
+                head_bias=self.head.bias,
+                context=None,
+                beta=beta,
+                gamma=gamma,
+                alpha=alpha,
+                temperature=self.temperature,
+                ignore_index=self.ignore_index,
+                backend=self.backend,
+            )
+            return output.loss
+
+        return alone(1.0, 0.0, 0.0), alone(0.0, 1.0, 0.0), alone(0.0, 0.0, 1.0)
+
     def _check_shapes(
         self, student_features: Tensor, student_logits: Tensor, teacher_features: Tensor, teacher_logits: Tensor
     ) -> None:

@@ -56,7 +56,9 @@ def distinct(rule: Rule) -> Rule:
     )
 
 
-def setting(default: Any, text: str, *, rule: Rule | None = None, flag: str | None = None) -> Any:
+def setting(
+    default: Any, text: str, *, rule: Rule | None = None, flag: str | None = None, word: str | None = None
+) -> Any:
     """A field of a dataclass that is a setting.
 
     Args:
@@ -64,8 +66,9 @@ def setting(default: Any, text: str, *, rule: Rule | None = None, flag: str | No
         text: its help.
         rule: what it accepts, of what its type allows.
         flag: its option of the command line; None for that of its name, "" for none.
+        word: what it accepts in place of a value of its type.
     """
-    return field(default=default, metadata={"help": text, "rule": rule, "flag": flag})
+    return field(default=default, metadata={"help": text, "rule": rule, "flag": flag, "word": word})
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Setting:
     kind: type
     many: bool
     optional: bool
+    word: str | None
 
     def check(self, value: Any, source: str) -> Any:
         """Returns `value` in the field's type.
@@ -90,22 +94,34 @@ class Setting:
         Raises:
             ConfigError: the type or the value is not accepted.
         """
-        if value is None and self.optional:
-            return None
+        if (value is None and self.optional) or (isinstance(value, str) and value == self.word):
+            return value
         if self.many:
             items = value if isinstance(value, list | tuple) else [value]
             value = tuple(self._typed(item, source) for item in items)
         else:
             value = self._typed(value, source)
         if self.rule is not None and not self.rule.accepts(value):
-            raise ConfigError(f"{source}: got {_show(value)}, accepted: {self.rule.words}")
+            raise ConfigError(f"{source}: got {_show(value)}, accepted: {self.rule.words}{self._or_word}")
         return value
+
+    @property
+    def _or_word(self) -> str:
+        return "" if self.word is None else f", or {self.word}"
+
+    def parse(self, text: str) -> Any:
+        """A value, or one of several, as the command line has it, for `argparse`.
+
+        Raises:
+            ValueError: it is of another type.
+        """
+        return text if text == self.word else self.kind(text)
 
     def _typed(self, value: Any, source: str) -> Any:
         if self.kind is float and type(value) is int:
             return float(value)
         if type(value) is not self.kind:
-            raise ConfigError(f"{source}: got {_show(value)}, accepted: {_KIND_WORDS[self.kind]}")
+            raise ConfigError(f"{source}: got {_show(value)}, accepted: {_KIND_WORDS[self.kind]}{self._or_word}")
         return value
 
 
@@ -130,11 +146,12 @@ def settings_of(section: str, fields_of: type[Any]) -> Iterator[Setting]:
             kind=kind,
             many=many,
             optional=optional,
+            word=item.metadata["word"],
         )
 
 
 def _unpack_type(hint: Any) -> tuple[type, bool, bool]:
-    """Splits `int`, `int | None` or `tuple[int, ...]` into the item's type, whether many, whether optional."""
+    """Splits `int`, `int | None`, `int | str | None` (a word) or `tuple[int, ...]`: type, whether many, or optional."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return arguments[0], True, False

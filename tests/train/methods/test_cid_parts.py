@@ -1,6 +1,7 @@
 """CID without one of its parts is CID's formula without that part."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return student, teacher
 
 
-def training(name: str, **options: float) -> Training:
+def training(name: str, **options: Any) -> Training:
     student, teacher = networks()
     labels = torch.arange(SAMPLES) % CLASSES
     method = registry()[name](**options)
@@ -90,3 +91,19 @@ def test_the_adapter_has_no_decay() -> None:
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert {id(p) for p in free["params"]} == {id(p) for p in made.adapter.parameters()}
     assert {id(p) for p in decayed["params"]} == {id(p) for p in made.student.parameters()}
+
+
+def test_all_choose_the_same_weights_and_those_without_a_term_none_for_it(batch: Batch) -> None:
+    auto = {"beta": "auto", "gamma": "auto"}
+    found = {}
+    for name in ("cid", "cid-no-head", *PARTS):
+        made = training(name, **auto, **({} if name == "cid-no-head" else {"warmup_epochs": 0}))
+        made(batch)
+        found[name] = made.found()
+    beta, gamma = found["cid"]["beta"], found["cid"]["gamma"]
+    assert beta > 0 < gamma
+    # Of other networks' float64, summed up in float32.
+    assert found["cid-no-head"] == pytest.approx({"beta": beta, "gamma": gamma}, rel=1e-6)
+    assert found["cid-no-sample"] == {"beta": 0.0, "gamma": gamma}
+    assert found["cid-no-class"] == {"beta": beta, "gamma": 0.0}
+    assert training("cid", beta=1.0, gamma=1.0, warmup_epochs=0).found() == {}

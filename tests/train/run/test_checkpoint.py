@@ -63,9 +63,9 @@ OPTIONS = {
 }
 
 
-def make_training(name: str) -> Training:
+def make_training(name: str, **more: Any) -> Training:
     draws.seed(0)
-    options = resolve(OPTIONS).method.options(name)
+    options = resolve({**OPTIONS, **more}).method.options(name)
     maps = isinstance(options, MapsMethod)
     given = Ingredients(network(6, maps), network(9, maps), *SHOWN, fresh_student=partial(network, 6))
     return Training(options, given)
@@ -112,18 +112,23 @@ class StopAt(StopRequest):
         pass
 
 
-@pytest.mark.parametrize("name", registry())
+AUTO = {"method.beta": "auto", "method.gamma": "auto"}
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in registry()), ("cid", AUTO), ("cid-no-head", AUTO)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path: Path, name: str, optimizer: str) -> None:
+def test_stopped_anywhere_it_goes_on_to_the_same_bits(
+    tmp_path: Path, name: str, more: dict[str, str], optimizer: str
+) -> None:
     whole_lines: list[dict[str, Any]] = []
-    whole = make_training(name)
+    whole = make_training(name, **more)
     draws.seed(7)
     make_trainer(tmp_path / "whole", whole, record=whole_lines.append, optimizer=optimizer).train()
 
     lines: list[dict[str, Any]] = []
     draws.seed(7)
     for _ in range(20):
-        training = make_training(name)
+        training = make_training(name, **more)
         draws.seed(7)
         trainer = make_trainer(tmp_path / "parts", training, stop=StopAt(2), record=lines.append, optimizer=optimizer)
         with suppress(InterruptedRunError):

@@ -20,14 +20,14 @@ BATCH, STEPS, EPOCHS = 16, 2, 3
 SPEC = InputSpec(1, (8, 8), 4)
 NETWORK = "cnn-2"
 # The teacher and the student run by themselves, with hooks that take their maps: four graphs by two networks.
+AUTO = {"method.beta": "auto", "method.gamma": "auto"}
 BY_PARTS = {"fitnet", "at", "sp"}
 
 
-def losses(name: str, compiler: Any = None) -> list[float]:
+def losses(name: str, compiler: Any = None, **more: Any) -> list[float]:
     """Of some steps of a method, the last batch of each epoch smaller; its steps compiled, if by something."""
-    options = resolve({"models.teacher": NETWORK, "models.student": NETWORK, "optim.epochs": EPOCHS}).method.options(
-        name
-    )
+    settings = {"models.teacher": NETWORK, "models.student": NETWORK, "optim.epochs": EPOCHS, **more}
+    options = resolve(settings).method.options(name)
     generator = torch.manual_seed(draws.SHIFT)
     labels = torch.randint(SPEC.classes, (BATCH * STEPS + 3,), generator=generator)
     make = partial(build_model, NETWORK, SPEC)
@@ -50,8 +50,8 @@ def losses(name: str, compiler: Any = None) -> list[float]:
 
 # PyTorch hides this from all but those for whom warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("name", registry())
-def test_each_method_becomes_few_graphs_and_the_same_losses(name: str) -> None:
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in registry()), ("cid", AUTO), ("cid-no-head", AUTO)])
+def test_each_method_becomes_few_graphs_and_the_same_losses(name: str, more: dict[str, str]) -> None:
     graphs: list[Any] = []
 
     def as_they_are(module: torch.fx.GraphModule, _: Any) -> Any:
@@ -59,7 +59,7 @@ def test_each_method_becomes_few_graphs_and_the_same_losses(name: str) -> None:
         return module
 
     torch._dynamo.reset()
-    assert losses(name, as_they_are) == losses(name)
+    assert losses(name, as_they_are, **more) == losses(name, **more)
     # Of CID's schedule: in the warm-up, which gathers contexts, and after it.
     assert len(graphs) <= (4 if name in BY_PARTS else 2)
 

@@ -103,6 +103,14 @@ class Method:
         """The loss of a batch."""
         raise NotImplementedError
 
+    def settled(self, training: Training) -> bool:
+        """Whether steps will go on to be computed as the next one is: else it is not worth to be compiled."""
+        return True
+
+    def found(self, training: Training) -> dict[str, float]:
+        """Options that training chose by itself, for the metrics."""
+        return {}
+
     def predict(self, training: Training, inputs: Tensor) -> Tensor:
         """Logits to score the current epoch with."""
         logits: Tensor = training.student(inputs)

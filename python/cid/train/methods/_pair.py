@@ -11,8 +11,11 @@ from cid.train.methods import Method, _shared
 from cid.train.settings import at_least, setting
 
 if TYPE_CHECKING:
+    from cid.balance import Balance
+    from cid.train.methods import Training
     from cid.train.sections import ModelsConfig, OptimConfig
 
+AUTO = "auto"  # as `cid.Distiller` takes it
 # (beta, gamma) of the paper, which were chosen for CIFAR-100. They depend on the widths of the two representations,
 # so they serve the same pair on CIFAR-10 too.
 PAIR_WEIGHTS: dict[tuple[str, str], tuple[float, float]] = {
@@ -29,8 +32,15 @@ class PairWeighted(Method):
     """The options of a method whose loss is made of CID's terms."""
 
     alpha: float = _shared.alpha()
-    beta: float | None = setting(None, "weight of the sample representation, where the loss has it", rule=at_least(0))
-    gamma: float | None = setting(None, "weight of the class representation, where the loss has it", rule=at_least(0))
+    beta: float | str | None = setting(
+        None,
+        "weight of the sample representation, where the loss has it; auto: by the gradients of the first batches",
+        rule=at_least(0),
+        word=AUTO,
+    )
+    gamma: float | str | None = setting(
+        None, "weight of the class representation, as --beta", rule=at_least(0), word=AUTO
+    )
     weights_from: str = setting("given", "where beta and gamma come from (for the record)", flag="")
     temperature: float = _shared.temperature()
 
@@ -42,6 +52,8 @@ class PairWeighted(Method):
     def completed(self, models: ModelsConfig, optim: OptimConfig) -> Self:
         """With the weights of the pair of models."""
         complete = super().completed(models, optim)
+        if AUTO in (self.beta, self.gamma):
+            complete = dataclasses.replace(complete, weights_from="the gradients of the first batches")
         if self.beta is not None and self.gamma is not None:
             return complete
         pair = (models.teacher, models.student)
@@ -56,8 +68,28 @@ class PairWeighted(Method):
             weights_from=source,
         )
 
-    def weights(self) -> tuple[float, float]:
-        """Beta and gamma; 0 where the method's loss has no such term."""
+    def weights(self) -> tuple[float | str, float | str]:
+        """Beta and gamma, each a number or "auto"; 0 where the method's loss has no such term."""
         if self.beta is None or self.gamma is None:
             raise ValueError("beta, gamma: got None, accepted: complete options")
         return self.beta if "sample" in self.terms else 0.0, self.gamma if "class" in self.terms else 0.0
+
+    def balance(self, training: Training) -> Balance | None:
+        """What chooses the weights that are "auto"; None where both are given."""
+        raise NotImplementedError
+
+    def weights_of(self, training: Training) -> tuple[float, float]:
+        """Beta and gamma as they are by now."""
+        raise NotImplementedError
+
+    def settled(self, training: Training) -> bool:
+        """False in the batches that choose the weights."""
+        balance = self.balance(training)
+        return balance is None or balance.settled
+
+    def found(self, training: Training) -> dict[str, float]:
+        """The weights, where they were not given."""
+        if self.balance(training) is None:
+            return {}
+        beta, gamma = self.weights_of(training)
+        return {"beta": beta, "gamma": gamma}

@@ -67,7 +67,7 @@ class Training(nn.Module):
         Raises:
             ConfigError: it can't be compiled here.
         """
-        if self._compiled is None or len(batch.target) != self._compiled[1]:
+        if self._compiled is None or len(batch.target) != self._compiled[1] or not self.method.settled(self):
             return self.method.step(self, batch)
         from torch._dynamo.exc import BackendCompilerFailed  # seconds, which other runs need not wait
 
@@ -99,6 +99,10 @@ class Training(nn.Module):
     def predictor(self) -> nn.Module:
         """The module to use after training."""
         return self.method.predictor(self)
+
+    def found(self) -> dict[str, float]:
+        """Options that the method chose by itself, for the metrics."""
+        return self.method.found(self)
 
     @property
     def scorable(self) -> bool:

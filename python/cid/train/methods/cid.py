@@ -14,6 +14,7 @@ from cid.train.settings import at_least, setting, within
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from cid.balance import Balance
     from cid.train.data import Batch
     from cid.train.methods import Training
     from cid.train.sections import ModelsConfig, OptimConfig
@@ -73,6 +74,15 @@ class CID(PairWeighted):
                 context_momentum=self.context_momentum,
             )
         }
+
+    def balance(self, training: Training) -> Balance | None:
+        """That of the distiller."""
+        balance: Balance | None = training.distiller.balance
+        return balance
+
+    def weights_of(self, training: Training) -> tuple[float, float]:
+        """Those of the distiller's criterion."""
+        return training.distiller.criterion.beta, training.distiller.criterion.gamma
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""

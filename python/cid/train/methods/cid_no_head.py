@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cid.train.methods import Ingredients, StepOutput, register
 from cid.train.methods._losses import cross_entropy
-from cid.train.methods._pair import PairWeighted
+from cid.train.methods._pair import AUTO, PairWeighted
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from cid.balance import Balance
     from cid.train.data import Batch
     from cid.train.methods import Training
 
@@ -28,29 +30,54 @@ class CIDWithoutHead(PairWeighted):
     terms = ("ce", "kd", "sample", "class")
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
-        """Both networks, where their representations are found, and the adapter from one to the other."""
+        """Both networks, where their representations are found, the adapter, and what chooses the weights, if any."""
         from torch import nn
 
+        from cid.balance import Balance
         from cid.train.methods._representations import Representations
 
         found = Representations(given)
         adapter = nn.Linear(found.student_dim, found.teacher_dim)
-        return {**super().networks(given), "representations": found, "adapter": adapter}
+        balance = Balance(self.alpha) if AUTO in self.weights() else None
+        return {**super().networks(given), "representations": found, "adapter": adapter, "balance": balance}
+
+    def balance(self, training: Training) -> Balance | None:
+        """One of the networks."""
+        balance: Balance | None = training.balance
+        return balance
+
+    def weights_of(self, training: Training) -> tuple[float, float]:
+        """Those given, and those that are chosen."""
+        given, balance = self.weights(), self.balance(training)
+        chosen = (0.0, 0.0) if balance is None else balance.weights
+        beta, gamma = (auto if isinstance(weight, str) else weight for weight, auto in zip(given, chosen, strict=True))
+        return beta, gamma
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
+        balance = self.balance(training)
+        if balance is not None and not balance.settled:
+            balance.observe(training.student, partial(self._observed, training, batch))
+        _, logits, terms = self._terms(training, batch)
+        ce, kd, sample, class_ = terms.values()
+        beta, gamma = self.weights_of(training)
+        loss = self.alpha * (ce + kd) + beta * sample + gamma * class_
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, logits.detach())
+
+    def _observed(self, training: Training, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        features, _, terms = self._terms(training, batch)
+        return features, [terms[name] for name in ("kd", "sample", "class")]
+
+    def _terms(self, training: Training, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The student's representation and logits, and the terms of a batch, in the order of their names."""
         from cid.functional import class_loss, kd_loss, sample_loss
 
         (f, s), (t, q) = training.representations(training.student, training.teacher, batch)
         target, weight = batch.target, batch.weight
-        beta, gamma = self.weights()
         ce = cross_entropy(s, target, weight)
         kd = kd_loss(s, q, weight=weight, temperature=self.temperature)
         sample = sample_loss(training.adapter(f), t, weight=weight)
-        class_ = class_loss(f, t, target)
-        loss = self.alpha * (ce + kd) + beta * sample + gamma * class_
-        terms = {"ce": ce, "kd": kd, "sample": sample, "class": class_}
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, s.detach())
+        return f, s, {"ce": ce, "kd": kd, "sample": sample, "class": class_loss(f, t, target)}
 
     def param_groups(self, training: Training, weight_decay: float) -> list[dict[str, Any]]:
         """The student, and the adapter without decay."""

@@ -201,6 +201,7 @@ class Trainer:
             "epoch": position.epoch,
             "lr": self._learning_rate((position.epoch + 1) * self._batches.steps - 1),
             **losses.means(),
+            **training.found(),
             "val_accuracy": score.accuracy,
             "val_loss": score.loss,
             "scorable": training.scorable,

@@ -1,0 +1,103 @@
+"""Weights of sample and class that follow from the first batches: each term pulls at the student as told, beside kd."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cid.capture import uncompiled
+
+AUTO = "auto"
+BATCHES = 8
+# How hard sample and class pull at first, beside alpha * kd; docs/choosing.md has what chose them.
+SHARES = (1.0, 1.0)
+
+
+class Balance(nn.Module):
+    r"""Beta and gamma of the gradients that the terms have in the student, summed up over the first batches.
+
+    .. math::
+        \beta = \alpha \, r_\mathrm{sample} \frac{\sum \| \nabla \mathrm{kd} \|}{\sum \| \nabla \mathrm{sample} \|}
+        \qquad
+        \gamma = \alpha \, r_\mathrm{class} \frac{\sum \| \nabla \mathrm{kd} \|}{\sum \| \nabla \mathrm{class} \|}
+
+    Gradients are those in the parameters of the student that make its representation: not in its classifying layer,
+    which sample and class do not use. From the first batch on the weights are those of the batches until then, after
+    `BATCHES` of them they stay. They are part of the state: a training that goes on keeps them.
+
+    Args:
+        alpha: Weight of kd.
+
+    Attributes:
+        norms: The sums of the norms of kd's, sample's and class's gradients, a buffer, shape (3,).
+        batches: How many were summed, a buffer.
+        weights: (beta, gamma), 0 before the first batch, and where a term has no gradient.
+        settled: Whether they will stay.
+
+    Example:
+        >>> student = nn.Linear(4, 2)
+        >>> def run():
+        ...     f = student(torch.ones(3, 4))
+        ...     return f, (6 * f.mean(), 2 * f.mean(), 3 * f.mean())
+        >>> balance = Balance(alpha=1.0)
+        >>> balance.observe(student, run)
+        >>> [round(weight, 4) for weight in balance.weights]
+        [3.0, 2.0]
+    """
+
+    norms: Tensor
+    batches: Tensor
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.register_buffer("norms", torch.zeros(3))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._read()
+        self.register_load_state_dict_post_hook(lambda module, _: module._read())  # type: ignore[no-untyped-call]
+
+    def _read(self) -> None:
+        """Take from the buffers what the host has to know, which would wait for the device at each step."""
+        kd, *others = self.norms.tolist()
+        beta, gamma = (
+            self.alpha * share * kd / norm if norm else 0.0 for share, norm in zip(SHARES, others, strict=True)
+        )
+        self.weights = beta, gamma
+        self.settled = int(self.batches) >= BATCHES
+
+    def observe(self, student: nn.Module, run: Callable[[], tuple[Tensor, Sequence[Tensor]]]) -> None:
+        """Take in a batch.
+
+        Args:
+            student: What is trained.
+            run: Runs it on the batch; returns its representation, and kd, sample and class. The student's buffers are
+                as they were afterwards.
+        """
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        kept = [(buffer, buffer.detach().clone()) for buffer in student.buffers()]
+        device = self.norms.device
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False), uncompiled(student):
+            norms = gradient_norms(*run(), parameters).to(self.norms)
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(norms)  # each rank has other samples, and all take the same weights
+        if torch.isfinite(norms).all():  # else the loss is not either, which is for who trains to see
+            self.norms += norms
+            self.batches += 1
+            self._read()
+
+
+def gradient_norms(features: Tensor, terms: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of each term's gradient in those parameters that the features depend on, one value a term."""
+    found = torch.zeros(len(terms), device=features.device)
+    if not features.requires_grad:
+        return found
+    reached = torch.autograd.grad(features.sum(), parameters, retain_graph=True, allow_unused=True)
+    body = [parameter for parameter, gradient in zip(parameters, reached, strict=True) if gradient is not None]
+    for i, term in enumerate(terms):
+        gradients = torch.autograd.grad(term, body, retain_graph=True, allow_unused=True)
+        norms = [torch.linalg.vector_norm(each.float()) for each in gradients if each is not None]
+        found[i] = torch.stack(norms).square().sum().sqrt() if norms else 0.0
+    return found
