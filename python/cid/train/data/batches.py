@@ -170,7 +170,7 @@ class Batches:
         return self._normalized(images)
 
     def _normalized(self, images: Tensor) -> Tensor:
-        inputs: Tensor = self._normalize(images.float() / self._scale)
+        inputs: Tensor = self._normalize(images.float().div_(self._scale))
         return inputs
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:

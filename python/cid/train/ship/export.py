@@ -119,7 +119,9 @@ WRITERS: dict[str, Callable[[nn.Module, Description, str], bytes]] = {
 
 def _images_to_logits(network: nn.Module, description: Description) -> nn.Module:
     """From images in 0..1 to logits, without gradients."""
-    return nn.Sequential(Normalize(description.preprocessing), network).eval().requires_grad_(False)
+    whole = nn.Sequential(Normalize(description.preprocessing), network).eval().requires_grad_(False)
+    # `torch.export` takes weights that lie channels-last for parts of something larger.
+    return whole.to(memory_format=torch.contiguous_format)
 
 
 BATCH: Any = ({0: torch.export.Dim("batch")},)

@@ -1,0 +1,183 @@
+"""How much of the bare networks' speed a whole run has: images a second of `cid distill`, beside those of a bare loop.
+
+    python -m benches.throughput [--method kd] [--compile] [--rounds 5] [--out FILE.json]
+
+The whole is what `cid distill` does from the first step of an epoch to its end: batches drawn and augmented, the step
+with its method's loss, losses watched, the validation images scored, the checkpoint written. The bare loop has the same
+networks in the same precision, compiled where they are: the teacher's forward, the student's forward and backward by
+cross-entropy, and the optimizer's step, again and again on one batch on the device. Both take turns, an epoch each; one
+round before is not counted. Images are random, as many as there are training and validation images of CIFAR-10 at
+`--limit`.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cid.bench.hardware import hardware
+from cid.train.config import Config, resolve
+from cid.train.data import Dataset, Preprocessing, Split
+from cid.train.folder import RunFolder
+from cid.train.methods import Training
+from cid.train.models import InputSpec, build_model
+from cid.train.run.inputs import Inputs, cpu_threads, make_fabric
+from cid.train.run.progress import Lines
+from cid.train.run.runner import Network, Run
+from cid.train.run.schedule import make_optimizer
+from cid.train.run.signals import StopRequest
+
+SPEC = InputSpec(3, (32, 32), 10)
+
+
+def random_data(limit: int, validation: float) -> Dataset:
+    """Random images, split as CIFAR-10's are."""
+
+    def split(count: int) -> Split:
+        images = torch.randint(256, (count, SPEC.channels, *SPEC.size), dtype=torch.uint8)
+        return Split(images, torch.randint(SPEC.classes, (count,)))
+
+    held = round(limit * validation)
+    classes = tuple(map(str, range(SPEC.classes)))
+    return Dataset(
+        split(limit - held), split(held), split(64), classes, Preprocessing(255.0, (0.5,) * 3, (0.25,) * 3), {}
+    )
+
+
+class Whole:
+    """Epochs of a method as `cid distill` has them."""
+
+    def __init__(self, config: Config, method: str, data: Dataset, folder: Path) -> None:
+        self.method = method
+        self.run = Run(Inputs(config, make_fabric(config), data), RunFolder(folder), Lines(), StopRequest())
+        self.teacher = build_model(config.models.teacher, SPEC).to(self.run.fabric.device).eval()
+        self.rounds = 0
+        self.training = self._training()
+
+    def _training(self) -> Training:
+        student = build_model(self.run.config.models.student, SPEC).to(self.run.fabric.device)
+        return Training(self.run.config.method.options(self.method), self.run.ingredients(student, self.teacher))
+
+    def epoch(self) -> float:
+        """Images a second of one more epoch."""
+        self.rounds += 1
+        # Each in a folder of its own, from its own first step: what is compiled serves all.
+        network = Network(self.method, self.rounds, self.run.config.models.student, 1)
+        began = time.perf_counter()
+        self.run.train(network, self.training)
+        return len(self.run.data.train) / (time.perf_counter() - began)
+
+
+class Bare:
+    """Steps of the networks alone."""
+
+    def __init__(self, config: Config, *, asks: bool) -> None:
+        self.fabric = make_fabric(config)
+        device, optim = self.fabric.device, config.optim
+        self.batch = optim.batch_size
+        self.x = torch.randn(self.batch, SPEC.channels, *SPEC.size, device=device)
+        self.y = torch.randint(SPEC.classes, (self.batch,), device=device)
+        self.student = build_model(config.models.student, SPEC).to(device)
+        self.teacher = build_model(config.models.teacher, SPEC).to(device).eval() if asks else None
+        self.optimizer = make_optimizer([{"params": list(self.student.parameters())}], optim)
+        self.loss = torch.compile(self._loss, dynamic=False) if config.run.compile else self._loss
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            heard = 0.0 if self.teacher is None else 0 * self.teacher(x).sum()
+        return nn.functional.cross_entropy(self.student(x), y) + heard
+
+    def epoch(self, steps: int) -> float:
+        """Images a second of so many steps."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            with self.fabric.autocast():
+                loss = self.loss(self.x, self.y)
+            loss.backward()
+            self.optimizer.step()
+        if self.x.is_cuda:
+            torch.cuda.synchronize()
+        return steps * self.batch / (time.perf_counter() - began)
+
+
+def measure(config: Config, method: str, rounds: int, limit: int) -> dict[str, Any]:
+    """The rates of each round, and the median of their ratios."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, cpu_threads(config.run.threads):
+        data = random_data(limit, 0.1).to(make_fabric(config).device)
+        whole = Whole(config, method, data, Path(folder))
+        bare = Bare(config, asks=method != "labels")
+        steps = len(data.train) // bare.batch
+        pairs = [(whole.epoch(), bare.epoch(steps)) for _ in range(rounds + 1)][1:]
+    ratios = [one / other for one, other in pairs]
+    return {
+        "method": method,
+        "teacher": config.models.teacher if method != "labels" else None,
+        "student": config.models.student,
+        "precision": config.run.precision,
+        "compile": config.run.compile,
+        "threads": torch.get_num_threads() if config.run.threads is None else config.run.threads,
+        "batch": config.optim.batch_size,
+        "images": len(data.train),
+        "whole": [round(one, 1) for one, _ in pairs],
+        "bare": [round(other, 1) for _, other in pairs],
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", action="append", help="labels: the student alone (default: labels kd cid)")
+    parser.add_argument("--precision", action="append", help="(default: 32-true bf16-mixed)")
+    parser.add_argument("--teacher", default="wrn-16-2")
+    parser.add_argument("--student", default="resnet8")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=int, default=10000, help="images of an epoch, those for validation included")
+    parser.add_argument("--out", type=Path, help="JSON")
+    options = parser.parse_args(arguments)
+    rows = []
+    for precision in options.precision or ["32-true", "bf16-mixed"]:
+        for method in options.method or ["labels", "kd", "cid"]:
+            config = resolve(
+                {
+                    "data.name": "cifar10",
+                    "data.dir": ".",
+                    "models.teacher": options.teacher,
+                    "models.student": options.student,
+                    "method.warmup_epochs": 0,
+                    "optim.lr": 1e-4,  # of noise nothing is to be learned
+                    "run.precision": precision,
+                    "run.compile": options.compile,
+                    "run.device": options.device,
+                    "run.threads": options.threads,
+                }
+            )
+            row = measure(config, method, options.rounds, options.limit)
+            rows.append(row)
+            middle = {name: statistics.median(row[name]) for name in ("whole", "bare")}
+            print(
+                f"{precision} {method}: {middle['whole']:.0f} images/s, bare {middle['bare']:.0f}, "
+                f"ratio {row['ratio']:.3f} ({min(row['ratios']):.3f}..{max(row['ratios']):.3f})",
+                flush=True,
+            )
+    if options.out:
+        content = {"hardware": hardware(), "rows": rows}
+        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
