@@ -103,8 +103,8 @@ class Method:
         """The loss of a batch."""
         raise NotImplementedError
 
-    def settled(self, training: Training) -> bool:
-        """Whether steps will go on to be computed as the next one is: else it is not worth to be compiled."""
+    def compilable(self, training: Training) -> bool:
+        """Whether the next step may be compiled, and is worth it: others will be computed as it is."""
         return True
 
     def found(self, training: Training) -> dict[str, float]:

@@ -82,8 +82,8 @@ class PairWeighted(Method):
         """Beta and gamma as they are by now."""
         raise NotImplementedError
 
-    def settled(self, training: Training) -> bool:
-        """False in the batches that choose the weights."""
+    def compilable(self, training: Training) -> bool:
+        """Not the batches that choose the weights."""
         balance = self.balance(training)
         return balance is None or balance.settled
 

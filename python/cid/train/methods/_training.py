@@ -67,7 +67,7 @@ class Training(nn.Module):
         Raises:
             ConfigError: it can't be compiled here.
         """
-        if self._compiled is None or len(batch.target) != self._compiled[1] or not self.method.settled(self):
+        if self._compiled is None or len(batch.target) != self._compiled[1] or not self.method.compilable(self):
             return self.method.step(self, batch)
         from torch._dynamo.exc import BackendCompilerFailed  # seconds, which other runs need not wait
 
