@@ -10,7 +10,7 @@ from cid.capture import uncompiled
 AUTO = "auto"
 BATCHES = 8
 # How hard sample and class pull at first, beside alpha * kd; docs/choosing.md has what chose them.
-SHARES = (1.0, 1.0)
+SHARES = (4.0, 0.25)
 
 
 class Balance(nn.Module):
