@@ -23,12 +23,14 @@ class Line:
         method: its name, or that it is the teacher.
         accuracies: by test, then by seed.
         gains: over the baseline, by test, of the seeds that both have; empty where it is not compared.
+        seconds: that its networks took to train.
     """
 
     label: tuple[str, ...]
     method: str
     accuracies: Mapping[str, Mapping[int, float]]
     gains: Mapping[str, Sequence[float]]
+    seconds: float
 
     @property
     def networks(self) -> int:
@@ -45,19 +47,29 @@ def lines(study: Sequence[Setting], rows: Iterable[Row], baseline: str) -> list[
         baseline: a method.
     """
     by_digest = {row["digest"]: row for row in rows}
-    found: dict[tuple[str, ...], dict[str, dict[str, dict[int, float]]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[int, Row]]] = {}
     for setting in study:
         methods = found.setdefault(tuple(setting.label.values()), {})
         for method, seed in networks(setting):
             row = by_digest.get(digest(setting.config, method, seed))
             if row is not None:
-                for test, accuracy in {TEST: row["test_accuracy"], **row["tests"]}.items():
-                    methods.setdefault(method, {}).setdefault(test, {})[seed] = accuracy
-    return [
-        Line(label, method, own, {} if method in (TEACHER, baseline) else _gains(own, methods.get(baseline, {})))
-        for label, methods in found.items()
-        for method, own in methods.items()
-    ]
+                methods.setdefault(method, {})[seed] = row
+    made = []
+    for label, methods in found.items():
+        accuracies = {method: _accuracies(own) for method, own in methods.items()}
+        for method, own in accuracies.items():
+            gains = {} if method in (TEACHER, baseline) else _gains(own, accuracies.get(baseline, {}))
+            made.append(Line(label, method, own, gains, sum(row["seconds"] for row in methods[method].values())))
+    return made
+
+
+def _accuracies(rows: Mapping[int, Row]) -> dict[str, dict[int, float]]:
+    """By test, then by seed."""
+    found: dict[str, dict[int, float]] = {}
+    for seed, row in rows.items():
+        for test, accuracy in {TEST: row["test_accuracy"], **row["tests"]}.items():
+            found.setdefault(test, {})[seed] = accuracy
+    return found
 
 
 def networks(setting: Setting) -> list[tuple[str, int]]:
@@ -93,13 +105,16 @@ def study_table(study: Sequence[Setting], rows: Sequence[Row], baseline: str) ->
 
 
 def notes(study: Sequence[Setting], found: Sequence[Line]) -> list[str]:
-    """How to read the table, and what is missing in it."""
-    left = sum(map(len, map(networks, study))) - sum(line.networks for line in found)
+    """How to read the table, what it took, and what is missing in it."""
+    done = sum(line.networks for line in found)
+    left = sum(map(len, map(networks, study))) - done
+    hours = sum(line.seconds for line in found) / 3600
     reading = (
         "Accuracy in %, mean and 95% interval (Student's t) over seeds; differences seed by seed. "
         f"{SURE}: of all these differences not 0 (Holm, at 5%)."
     )
-    return [reading, *([f"Not done yet: {left} networks."] if left else [])]
+    missing = f"Not done yet: {left} networks." if left else "All are done."
+    return [reading, f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:
