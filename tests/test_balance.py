@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -82,13 +83,13 @@ def test_then_they_stay() -> None:
     made = distiller().eval()
     made(*batch(0))
     assert made.balance is not None
-    assert int(made.balance.batches) == 0  # not in eval mode
+    assert made.balance.batches == 0  # not in eval mode
     made.train()
     seen = set()
     for seed in range(BATCHES + 3):
         made(*batch(seed))
         seen.add(weights(made))
-    assert int(made.balance.batches) == BATCHES
+    assert made.balance.batches == BATCHES
     assert len(seen) == BATCHES
     assert made.balance.settled
 
@@ -116,7 +117,7 @@ def test_a_training_that_goes_on_keeps_them(done: int) -> None:
         first(*batch(seed))
     second = distiller()
     second.load_state_dict(first.state_dict())
-    third = copy.deepcopy(first)
+    third = pickle.loads(pickle.dumps(first))
     assert weights(second) == weights(third) == weights(first)
     for made in (first, second, third):
         made(*batch(99))
@@ -150,7 +151,16 @@ def test_a_batch_that_is_not_finite_does_not_count() -> None:
     made(x * math.inf, y)
     assert weights(made) == (0.0, 0.0)
     assert made.balance is not None
-    assert int(made.balance.batches) == 0
+    assert made.balance.batches == 0
+
+
+def test_a_batch_that_is_refused_changes_nothing() -> None:
+    made = distiller()
+    state = copy.deepcopy(made.state_dict())
+    x, y = batch(0)
+    with pytest.raises(ValueError, match="target: label 7 at index 0"):
+        made(x, torch.where(torch.arange(SAMPLES) == 0, 7, y))
+    torch.testing.assert_close(dict(made.state_dict()), dict(state), rtol=0, atol=0)
 
 
 def test_a_batch_without_pairs_of_a_class_leaves_class_to_the_next() -> None:
@@ -172,6 +182,8 @@ def test_in_half_precision(dtype: torch.dtype) -> None:
         mixed(x.float(), y, heard)
     assert weights(mixed) == weights(plain)  # it is not under autocast
     half(x.to(dtype), y)
+    before = weights(half)
+    assert weights(half.float()) == weights(half.to(dtype)) == before
     assert all(math.isfinite(weight) and weight > 0 for weight in weights(half))
 
 

@@ -29,8 +29,7 @@ class Balance(nn.Module):
         alpha: Weight of kd.
 
     Attributes:
-        norms: The sums of the norms of kd's, sample's and class's gradients, a buffer, shape (3,).
-        batches: How many were summed, a buffer.
+        batches: How many were summed.
         weights: (beta, gamma), 0 before the first batch, and where a term has no gradient.
         settled: Whether they will stay.
 
@@ -42,28 +41,29 @@ class Balance(nn.Module):
         >>> balance = Balance(alpha=1.0)
         >>> balance.observe(student, run)
         >>> [round(weight, 4) for weight in balance.weights]
-        [3.0, 2.0]
+        [12.0, 0.5]
     """
-
-    norms: Tensor
-    batches: Tensor
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
         self.alpha = alpha
-        self.register_buffer("norms", torch.zeros(3))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self._read()
-        self.register_load_state_dict_post_hook(lambda module, _: module._read())  # type: ignore[no-untyped-call]
+        self.set_extra_state(torch.zeros(4))
 
-    def _read(self) -> None:
-        """Take from the buffers what the host has to know, which would wait for the device at each step."""
-        kd, *others = self.norms.tolist()
+    # Numbers of the host, which no `.half()` rounds, and no step waits for a device to look at.
+    def get_extra_state(self) -> Tensor:
+        """The sums of the norms of kd's, sample's and class's gradients, and the number of batches; shape (4,)."""
+        return torch.tensor([*self._norms, self.batches], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take back what `get_extra_state` gave."""
+        *self._norms, batches = state.tolist()
+        self.batches = int(batches)
+        kd, *others = self._norms
         beta, gamma = (
             self.alpha * share * kd / norm if norm else 0.0 for share, norm in zip(SHARES, others, strict=True)
         )
         self.weights = beta, gamma
-        self.settled = int(self.batches) >= BATCHES
+        self.settled = self.batches >= BATCHES
 
     def observe(self, student: nn.Module, run: Callable[[], tuple[Tensor, Sequence[Tensor]]]) -> None:
         """Take in a batch.
@@ -75,18 +75,19 @@ class Balance(nn.Module):
         """
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         kept = [(buffer, buffer.detach().clone()) for buffer in student.buffers()]
-        device = self.norms.device
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False), uncompiled(student):
-            norms = gradient_norms(*run(), parameters).to(self.norms)
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+        kind = parameters[0].device.type if parameters else "cpu"
+        try:
+            with torch.enable_grad(), torch.autocast(kind, enabled=False), uncompiled(student):
+                norms = gradient_norms(*run(), parameters)
+        finally:
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)  # each rank has other samples, and all take the same weights
         if torch.isfinite(norms).all():  # else the loss is not either, which is for who trains to see
-            self.norms += norms
-            self.batches += 1
-            self._read()
+            seen = torch.cat([norms.cpu().double(), torch.ones(1, dtype=torch.float64)])
+            self.set_extra_state(self.get_extra_state() + seen)
 
 
 def gradient_norms(features: Tensor, terms: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:

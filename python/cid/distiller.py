@@ -172,8 +172,6 @@ class Distiller(nn.Module):
         if parameter is not None:
             self.criterion.to(parameter.device, parameter.dtype)
         self.balance = Balance(alpha) if self._automatic else None
-        if self.balance is not None and parameter is not None:
-            self.balance.to(parameter.device)
         self.register_load_state_dict_post_hook(_take_weights)  # type: ignore[no-untyped-call]
         self.student_model = student
         self.teacher_model = None if teacher is None else teacher.requires_grad_(False).eval()
