@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import cid
-from cid.balance import BATCHES, SHARES, gradient_norms
+from cid.balance import BATCHES, SCALE, SHARES, gradient_norms
 from cid.functional import class_loss, kd_loss, sample_loss
 from tests import draws
 
@@ -142,7 +142,7 @@ def test_what_reaches_no_parameter_weighs_nothing() -> None:
     assert weights(made) == (0.0, 0.0)
     used, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(3))
     features = 2 * used
-    assert gradient_norms(features, [features.sum(), other.sum()], [used, other]).tolist() == [4.0, 0.0]
+    assert gradient_norms(features, [features.sum(), other.sum()], [used, other]).tolist() == [4 * SCALE, 0.0]
 
 
 def test_a_batch_that_is_not_finite_does_not_count() -> None:
@@ -180,7 +180,8 @@ def test_in_half_precision(dtype: torch.dtype) -> None:
     plain(x.float(), y, heard)
     with torch.autocast("cpu", dtype):
         mixed(x.float(), y, heard)
-    assert weights(mixed) == weights(plain)  # it is not under autocast
+    # Some ten operations are rounded to 8 bits.
+    assert weights(mixed) == pytest.approx(weights(plain), rel=12 * 2**-8)
     half(x.to(dtype), y)
     before = weights(half)
     assert weights(half.float()) == weights(half.to(dtype)) == before

@@ -11,6 +11,7 @@ AUTO = "auto"
 BATCHES = 8
 # How hard sample and class pull at first, beside alpha * kd; docs/choosing.md has what chose them.
 SHARES = (4.0, 0.25)
+SCALE = 1024.0  # of all terms, whose ratios count: under autocast float16 has no gradients below 6e-8
 
 
 class Balance(nn.Module):
@@ -75,9 +76,8 @@ class Balance(nn.Module):
         """
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         kept = [(buffer, buffer.detach().clone()) for buffer in student.buffers()]
-        kind = parameters[0].device.type if parameters else "cpu"
         try:
-            with torch.enable_grad(), torch.autocast(kind, enabled=False), uncompiled(student):
+            with torch.enable_grad(), uncompiled(student):
                 norms = gradient_norms(*run(), parameters)
         finally:
             with torch.no_grad():
@@ -91,14 +91,14 @@ class Balance(nn.Module):
 
 
 def gradient_norms(features: Tensor, terms: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The norm of each term's gradient in those parameters that the features depend on, one value a term."""
+    """`SCALE` times the norm of each term's gradient in the parameters that the features depend on, a value a term."""
     found = torch.zeros(len(terms), device=features.device)
     if not features.requires_grad:
         return found
     reached = torch.autograd.grad(features.sum(), parameters, retain_graph=True, allow_unused=True)
     body = [parameter for parameter, gradient in zip(parameters, reached, strict=True) if gradient is not None]
     for i, term in enumerate(terms):
-        gradients = torch.autograd.grad(term, body, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(SCALE * term, body, retain_graph=True, allow_unused=True)
         norms = [torch.linalg.vector_norm(each.float()) for each in gradients if each is not None]
         found[i] = torch.stack(norms).square().sum().sqrt() if norms else 0.0
     return found

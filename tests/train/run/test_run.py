@@ -287,3 +287,20 @@ def test_a_biased_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     unbiased, worst = result["tests"]["unbiased"], min(result["groups"]["unbiased"].values())
     assert f"{unbiased:.2%} (unbiased), {worst:.2%} (worst group of unbiased)\n" in capsys.readouterr().out
     assert cli.main(["distill", "--resume", str(out)]) == 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_weights_that_choose_themselves_are_in_the_metrics(tmp_path: Path, precision: str) -> None:
+    arguments = [*TINY, "--seeds", "0", "--methods", "cid", "cid-no-head", "--beta", "auto", "--gamma", "auto"]
+    out = tmp_path / "run"
+    assert cli.main(["distill", *arguments, "--precision", precision, "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found = {name: [(line["beta"], line["gamma"]) for line in lines if line["name"] == name] for name in STUDENTS}
+    for own in found.values():
+        # An epoch has five batches, so the second chooses too, and the third does not.
+        assert own[0] != own[1] == own[2]
+        assert all(weight > 0 for weight in own[2])
+    assert 'beta = "auto"' in (out / "config.toml").read_text()
+
+
+STUDENTS = ("cid-seed0", "cid-no-head-seed0")
