@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cid.bench.hardware import hardware
@@ -54,16 +55,14 @@ def random_data(limit: int, validation: float) -> Dataset:
 class Whole:
     """Epochs of a method as `cid distill` has them."""
 
-    def __init__(self, config: Config, method: str, data: Dataset, folder: Path) -> None:
+    def __init__(self, config: Config, fabric: Fabric, method: str, data: Dataset, folder: Path) -> None:
         self.method = method
-        self.run = Run(Inputs(config, make_fabric(config), data), RunFolder(folder), Lines(), StopRequest())
-        self.teacher = build_model(config.models.teacher, SPEC).to(self.run.fabric.device).eval()
+        self.run = Run(Inputs(config, fabric, data), RunFolder(folder), Lines(), StopRequest())
+        student, teacher = (
+            build_model(name, SPEC).to(fabric.device) for name in (config.models.student, config.models.teacher)
+        )
+        self.training = Training(config.method.options(method), self.run.ingredients(student, teacher))
         self.rounds = 0
-        self.training = self._training()
-
-    def _training(self) -> Training:
-        student = build_model(self.run.config.models.student, SPEC).to(self.run.fabric.device)
-        return Training(self.run.config.method.options(self.method), self.run.ingredients(student, self.teacher))
 
     def epoch(self) -> float:
         """Images a second of one more epoch."""
@@ -78,9 +77,9 @@ class Whole:
 class Bare:
     """Steps of the networks alone."""
 
-    def __init__(self, config: Config, *, asks: bool) -> None:
-        self.fabric = make_fabric(config)
-        device, optim = self.fabric.device, config.optim
+    def __init__(self, config: Config, fabric: Fabric, *, asks: bool) -> None:
+        self.fabric = fabric
+        device, optim = fabric.device, config.optim
         self.batch = optim.batch_size
         self.x = torch.randn(self.batch, SPEC.channels, *SPEC.size, device=device)
         self.y = torch.randint(SPEC.classes, (self.batch,), device=device)
@@ -112,9 +111,10 @@ def measure(config: Config, method: str, rounds: int, limit: int) -> dict[str, A
     """The rates of each round, and the median of their ratios."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(config.run.threads):
-        data = random_data(limit, 0.1).to(make_fabric(config).device)
-        whole = Whole(config, method, data, Path(folder))
-        bare = Bare(config, asks=method != "labels")
+        fabric = make_fabric(config)
+        data = random_data(limit, 0.1).to(fabric.device)
+        whole = Whole(config, fabric, method, data, Path(folder))
+        bare = Bare(config, fabric, asks=method != "labels")
         steps = len(data.train) // bare.batch
         pairs = [(whole.epoch(), bare.epoch(steps)) for _ in range(rounds + 1)][1:]
     ratios = [one / other for one, other in pairs]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cid.capture import uncompiled
+from cid.capture import buffers_kept, uncompiled
 
 AUTO = "auto"
 BATCHES = 8
@@ -28,10 +28,12 @@ class Balance(nn.Module):
 
     Args:
         alpha: Weight of kd.
+        beta: A number, which stays, or "auto".
+        gamma: Likewise.
 
     Attributes:
         batches: How many were summed.
-        weights: (beta, gamma), 0 before the first batch, and where a term has no gradient.
+        weights: (beta, gamma), those given or chosen: 0 before the first batch, and where a term has no gradient.
         settled: Whether they will stay.
 
     Example:
@@ -45,9 +47,10 @@ class Balance(nn.Module):
         [12.0, 0.5]
     """
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: float, beta: float | str = AUTO, gamma: float | str = AUTO) -> None:
         super().__init__()
         self.alpha = alpha
+        self._given = beta, gamma
         self.set_extra_state(torch.zeros(4))
 
     # Numbers of the host, which no `.half()` rounds, and no step waits for a device to look at.
@@ -61,7 +64,8 @@ class Balance(nn.Module):
         self.batches = int(batches)
         kd, *others = self._norms
         beta, gamma = (
-            self.alpha * share * kd / norm if norm else 0.0 for share, norm in zip(SHARES, others, strict=True)
+            weight if not isinstance(weight, str) else self.alpha * share * kd / norm if norm else 0.0
+            for weight, share, norm in zip(self._given, SHARES, others, strict=True)
         )
         self.weights = beta, gamma
         self.settled = self.batches >= BATCHES
@@ -75,14 +79,12 @@ class Balance(nn.Module):
                 as they were afterwards.
         """
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        kept = [(buffer, buffer.detach().clone()) for buffer in student.buffers()]
+        put_back = buffers_kept(student)
         try:
             with torch.enable_grad(), uncompiled(student):
                 norms = gradient_norms(*run(), parameters)
         finally:
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
+            put_back()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)  # each rank has other samples, and all take the same weights
         if torch.isfinite(norms).all():  # else the loss is not either, which is for who trains to see

@@ -141,7 +141,6 @@ class Distiller(nn.Module):
             self._teacher = Classifier(teacher, num_classes, teacher_layer, role="teacher")
             teacher_dim = self._teacher.dim
         assert teacher_dim is not None
-        self._automatic = tuple(name for name, weight in (("beta", beta), ("gamma", gamma)) if weight == AUTO)
         self.criterion = CIDLoss(
             self._student.dim,
             teacher_dim,
@@ -171,7 +170,7 @@ class Distiller(nn.Module):
         parameter = next(student.parameters(), None)
         if parameter is not None:
             self.criterion.to(parameter.device, parameter.dtype)
-        self.balance = Balance(alpha) if self._automatic else None
+        self.balance = Balance(alpha, beta, gamma) if AUTO in (beta, gamma) else None
         self.register_load_state_dict_post_hook(_take_weights)  # type: ignore[no-untyped-call]
         self.student_model = student
         self.teacher_model = None if teacher is None else teacher.requires_grad_(False).eval()
@@ -369,12 +368,10 @@ def _number(name: str, weight: float | str) -> float:
 
 
 def _take_weights(distiller: nn.Module, _incompatible_keys: object = None) -> None:
-    """Have the criterion weigh as the balance tells, where it is to."""
+    """Have the criterion weigh as the balance tells, if there is one."""
     assert isinstance(distiller, Distiller)
     if distiller.balance is not None:
-        for name, weight in zip(("beta", "gamma"), distiller.balance.weights, strict=True):
-            if name in distiller._automatic:
-                setattr(distiller.criterion, name, weight)
+        distiller.criterion.beta, distiller.criterion.gamma = distiller.balance.weights
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -131,6 +131,19 @@ def thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+def buffers_kept(model: nn.Module) -> Callable[[], None]:
+    """What makes a model's buffers again what they are now; in eval mode, where no layer writes to them, nothing."""
+    training = any(module.training for module in model.modules())
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if training]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+    return put_back
+
+
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Run a model, or parts of it, as they are, where they were compiled."""

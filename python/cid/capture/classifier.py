@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import cid._checks as check
-from cid.capture.calls import Call, apply, run, uncompiled
+from cid.capture.calls import Call, apply, buffers_kept, run, uncompiled
 from cid.capture.layers import Size, fitting, is_product, listing, size_of, unsized
 from cid.capture.lineage import Lineage, Made
 from cid.capture.outputs import described, logits_key
@@ -197,7 +197,7 @@ class Classifier:
 
     def _first(self, model: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
         """Read, and look whether the logits are the layer's: a few microseconds for each operation of the model."""
-        kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if model.training]
+        put_back = buffers_kept(model)
         lineage, modules = Lineage(self.num_classes), dict(model.named_modules())
         # Not all, which would hold all that the model computes.
         watched = {name: m for name, m in modules.items() if name in self.names or size_of(m, self.num_classes)}
@@ -210,9 +210,7 @@ class Classifier:
             if isinstance(self.layers, str):
                 self._check(model, self.layers, lineage, parts[1], calls)
         except Exception:
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
+            put_back()
             raise
         if model.training:
             self._checked_training = True

@@ -78,10 +78,6 @@ class PairWeighted(Method):
         """What chooses the weights that are "auto"; None where both are given."""
         raise NotImplementedError
 
-    def weights_of(self, training: Training) -> tuple[float, float]:
-        """Beta and gamma as they are by now."""
-        raise NotImplementedError
-
     def compilable(self, training: Training) -> bool:
         """Not the batches that choose the weights."""
         balance = self.balance(training)
@@ -89,7 +85,5 @@ class PairWeighted(Method):
 
     def found(self, training: Training) -> dict[str, float]:
         """The weights, where they were not given."""
-        if self.balance(training) is None:
-            return {}
-        beta, gamma = self.weights_of(training)
-        return {"beta": beta, "gamma": gamma}
+        balance = self.balance(training)
+        return {} if balance is None else dict(zip(("beta", "gamma"), balance.weights, strict=True))

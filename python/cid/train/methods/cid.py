@@ -80,10 +80,6 @@ class CID(PairWeighted):
         balance: Balance | None = training.distiller.balance
         return balance
 
-    def weights_of(self, training: Training) -> tuple[float, float]:
-        """Those of the distiller's criterion."""
-        return training.distiller.criterion.beta, training.distiller.criterion.gamma
-
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
         loss, ce, kd, sample, class_, logits = training.distiller(

@@ -38,20 +38,13 @@ class CIDWithoutHead(PairWeighted):
 
         found = Representations(given)
         adapter = nn.Linear(found.student_dim, found.teacher_dim)
-        balance = Balance(self.alpha) if AUTO in self.weights() else None
+        balance = Balance(self.alpha, *self.weights()) if AUTO in self.weights() else None
         return {**super().networks(given), "representations": found, "adapter": adapter, "balance": balance}
 
     def balance(self, training: Training) -> Balance | None:
         """One of the networks."""
         balance: Balance | None = training.balance
         return balance
-
-    def weights_of(self, training: Training) -> tuple[float, float]:
-        """Those given, and those that are chosen."""
-        given, balance = self.weights(), self.balance(training)
-        chosen = (0.0, 0.0) if balance is None else balance.weights
-        beta, gamma = (auto if isinstance(weight, str) else weight for weight, auto in zip(given, chosen, strict=True))
-        return beta, gamma
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
@@ -60,7 +53,7 @@ class CIDWithoutHead(PairWeighted):
             balance.observe(training.student, partial(self._observed, training, batch))
         _, logits, terms = self._terms(training, batch)
         ce, kd, sample, class_ = terms.values()
-        beta, gamma = self.weights_of(training)
+        beta, gamma = map(float, self.weights() if balance is None else balance.weights)
         loss = self.alpha * (ce + kd) + beta * sample + gamma * class_
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, logits.detach())
 
