@@ -53,6 +53,17 @@ def test_bad_values_are_one_line(tmp_path: Path, option: str, message: str, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "accepted"),
+    [("--beta", "own", "a number, or auto"), ("--lr", "fast", "a number"), ("--seeds", "1.5", "a whole number")],
+)
+def test_values_of_another_type(option: str, value: str, accepted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["distill", option, value])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{option}: got {value!r}, accepted: {accepted}")
+
+
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["distill", "--help"])

@@ -104,8 +104,7 @@ def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None 
         if setting.kind is bool:
             how["action"] = argparse.BooleanOptionalAction
         else:
-            parse = setting.kind if setting.word is None else setting.parse
-            how |= {"type": parse, "metavar": setting.kind.__name__.upper()}
+            how |= {"type": setting.parse, "metavar": setting.kind.__name__.upper()}
             if setting.many:
                 how["nargs"] = "+"
         groups[section].add_argument(setting.flag, **how)

@@ -113,9 +113,13 @@ class Setting:
         """A value, or one of several, as the command line has it, for `argparse`.
 
         Raises:
-            ValueError: it is of another type.
+            ArgumentTypeError: it is of another type.
         """
-        return text if text == self.word else self.kind(text)
+        try:
+            return text if text == self.word else self.kind(text)
+        except ValueError as error:
+            accepted = f"{_KIND_WORDS[self.kind]}{self._or_word}"
+            raise argparse.ArgumentTypeError(f"got {text!r}, accepted: {accepted}") from error
 
     def _typed(self, value: Any, source: str) -> Any:
         if self.kind is float and type(value) is int:
