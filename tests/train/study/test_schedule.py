@@ -1,5 +1,6 @@
 """The order of a study's work, and what is left of it: by workers that only pretend, but once."""
 
+import hashlib
 import json
 import os
 import signal
@@ -58,7 +59,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Begun]:
                 method, seed = task.network
                 name = TEACHER if method == TEACHER else network_name(*task.network)
                 result = Result(name, method, seed, 1, 0.1, 0, 0.5, 0.5 + seed / 10, 1.0)
-                (RunFolder(task.folder).network(name) / "result.json").write_text(json.dumps(result.to_json()))
+                folder = RunFolder(task.folder).network(name)
+                (folder / "result.json").write_text(json.dumps(result.to_json()))
+                if method == TEACHER:
+                    (folder / "teacher.safetensors").write_bytes(b"weights")
             return subprocess.CompletedProcess([], 0, "", "")
 
         monkeypatch.setattr(Workers, "run", run)
@@ -82,6 +86,7 @@ def test_a_teacher_is_shared_and_comes_first(
     ]
     assert len(rows) == 9
     assert all(row["hardware"] == {"cpu": "this"} for row in rows)
+    assert {row["teacher"] for row in rows} == {hashlib.sha256(b"weights").hexdigest()[:16]}
     assert lines[0].startswith("[1/9, about 0 min left] teacher cnn-3: 50.00%")
     (teacher,) = (tmp_path / "teachers").iterdir()
     for run in (tmp_path / "runs").iterdir():

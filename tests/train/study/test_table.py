@@ -51,6 +51,20 @@ def test_means_intervals_and_differences_seed_by_seed(study: list[Setting]) -> N
     assert len(lines(study, rows, "kd")) == 6
 
 
+def test_of_another_teacher_nothing_is_compared(study: list[Setting]) -> None:
+    slow, _ = study
+    rows = [row(slow, method, seed, 0.5 + 0.1 * seed) for method in ("kd", "cid") for seed in range(3)]
+    for each in rows[1:]:
+        each["teacher"] = "here"
+    rows[-1]["teacher"] = "there"
+    kd, cid = lines(study, rows, "kd")
+    assert (kd.apart, cid.apart, cid.networks) == (0, 2, 3)
+    assert cid.gains == {"test": [0.0]}
+    assert study_table(study, rows, "kd").splitlines()[-2] == (
+        "Not compared, as their teacher was trained anew: 2 networks."
+    )
+
+
 def test_the_picture(study: list[Setting], tmp_path: Path) -> None:
     slow, fast = study
     rows = [row(slow, method, seed, 0.1 * seed) for method in ("labels", "kd") for seed in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ class Task:
         network: method and seed of the network that it yields; None where it yields none.
         key: the network's digest.
         label: of the row.
+        teacher: the file of its weights.
         then: what can begin when it is done.
     """
 
@@ -46,6 +48,7 @@ class Task:
     network: tuple[str, int] | None = None
     key: str = ""
     label: Mapping[str, str] = field(default_factory=dict)
+    teacher: Path | None = None
     then: tuple[Task, ...] = ()
 
 
@@ -81,7 +84,8 @@ def _teacher(config: Config, out: Path, key: str, then: list[Task], *, known: bo
     )
     folder = _folder(out / "teachers" / key, alone)
     network = None if known else (TEACHER, config.run.seeds[0])
-    return Task(f"teacher {config.models.teacher}", folder, (str(folder),), network, key, then=tuple(then))
+    name, file = f"teacher {config.models.teacher}", _teacher_file(out, key)
+    return Task(name, folder, (str(folder),), network, key, teacher=file, then=tuple(then))
 
 
 def _prepared(setting: Setting, out: Path, teacher: Path, left: list[tuple[tuple[str, int], str]]) -> Task:
@@ -89,12 +93,10 @@ def _prepared(setting: Setting, out: Path, teacher: Path, left: list[tuple[tuple
     models = dataclasses.replace(setting.config.models, teacher_checkpoint=str(teacher))
     folder = _folder(out / "runs" / setting.name, dataclasses.replace(setting.config, models=models))
     words = " ".join(setting.label.values())
-    students = [
-        Task(
-            f"{words} {network_name(*one)}".strip(), folder, (str(folder), one[0], str(one[1])), one, key, setting.label
-        )
-        for one, key in left
-    ]
+    students = []
+    for one, key in left:
+        name, arguments = f"{words} {network_name(*one)}".strip(), (str(folder), one[0], str(one[1]))
+        students.append(Task(name, folder, arguments, one, key, setting.label, teacher))
     return Task(f"{words} weights".strip(), folder, (str(folder),), then=tuple(students))
 
 
@@ -189,7 +191,10 @@ def _keep(rows: Path, task: Task, hardware: Mapping[str, Any]) -> Result:
     method, seed = task.network or ("", 0)
     name = TEACHER if method == TEACHER else network_name(method, seed)
     result = Result.read(task.folder / name / "result.json")
-    append_row(rows, {"digest": task.key, "label": dict(task.label), **result.to_json(), "hardware": dict(hardware)})
+    # The same settings give another teacher on another machine, by the roundings there.
+    teacher = None if task.teacher is None else hashlib.sha256(task.teacher.read_bytes()).hexdigest()[:16]
+    about = {"digest": task.key, "label": dict(task.label), "teacher": teacher}
+    append_row(rows, {**about, **result.to_json(), "hardware": dict(hardware)})
     return result
 
 

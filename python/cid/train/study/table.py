@@ -22,8 +22,9 @@ class Line:
         label: the alternatives.
         method: its name, or that it is the teacher.
         accuracies: by test, then by seed.
-        gains: over the baseline, by test, of the seeds that both have; empty where it is not compared.
+        gains: over the baseline, by test, of the seeds that both have from one teacher; empty where it is not compared.
         seconds: that its networks took to train.
+        apart: seeds that both have, but from two trainings of the teacher: on two machines, say.
     """
 
     label: tuple[str, ...]
@@ -31,6 +32,7 @@ class Line:
     accuracies: Mapping[str, Mapping[int, float]]
     gains: Mapping[str, Sequence[float]]
     seconds: float
+    apart: int
 
     @property
     def networks(self) -> int:
@@ -56,10 +58,14 @@ def lines(study: Sequence[Setting], rows: Iterable[Row], baseline: str) -> list[
                 methods.setdefault(method, {})[seed] = row
     made = []
     for label, methods in found.items():
-        accuracies = {method: _accuracies(own) for method, own in methods.items()}
-        for method, own in accuracies.items():
-            gains = {} if method in (TEACHER, baseline) else _gains(own, accuracies.get(baseline, {}))
-            made.append(Line(label, method, own, gains, sum(row["seconds"] for row in methods[method].values())))
+        for method, own in methods.items():
+            other = {} if method in (TEACHER, baseline) else methods.get(baseline, {})
+            both = own.keys() & other.keys()
+            one_teacher = {seed for seed in both if own[seed].get("teacher") == other[seed].get("teacher")}
+            accuracies = _accuracies(own)
+            gains = _gains(accuracies, _accuracies({seed: other[seed] for seed in other if seed in one_teacher}))
+            seconds = sum(row["seconds"] for row in own.values())
+            made.append(Line(label, method, accuracies, gains, seconds, len(both - one_teacher)))
     return made
 
 
@@ -114,7 +120,9 @@ def notes(study: Sequence[Setting], found: Sequence[Line]) -> list[str]:
         f"{SURE}: of all these differences not 0 (Holm, at 5%)."
     )
     missing = f"Not done yet: {left} networks." if left else "All are done."
-    return [reading, f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
+    apart = sum(line.apart for line in found)
+    other = [f"Not compared, as their teacher was trained anew: {apart} networks."] if apart else []
+    return [reading, *other, f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:
