@@ -5,9 +5,9 @@
 The whole is what `cid distill` does from the first step of an epoch to its end: batches drawn and augmented, the step
 with its method's loss, losses watched, the validation images scored, the checkpoint written. The bare loop has the same
 networks in the same precision, compiled where they are: the teacher's forward, the student's forward and backward by
-cross-entropy, and the optimizer's step, again and again on one batch on the device. Both take turns, an epoch each; one
-round before is not counted. Images are random, as many as there are training and validation images of CIFAR-10 at
-`--limit`.
+cross-entropy, and the optimizer's step, again and again on one batch on the device. Both take turns: half an epoch of
+the bare loop, one of the whole, and the other half, so that a machine that grows slower or faster favours neither; one
+round before is not counted. Images are random, as many as CIFAR-10 has for training and validation at `--limit`.
 """
 
 import argparse
@@ -115,8 +115,10 @@ def measure(config: Config, method: str, rounds: int, limit: int) -> dict[str, A
         data = random_data(limit, 0.1).to(fabric.device)
         whole = Whole(config, fabric, method, data, Path(folder))
         bare = Bare(config, fabric, asks=method != "labels")
-        steps = len(data.train) // bare.batch
-        pairs = [(whole.epoch(), bare.epoch(steps)) for _ in range(rounds + 1)][1:]
+        half = len(data.train) // bare.batch // 2
+        triples = [(bare.epoch(half), whole.epoch(), bare.epoch(half)) for _ in range(rounds + 1)][1:]
+    # As many images in each half: its rate is the harmonic mean.
+    pairs = [(one, statistics.harmonic_mean([before, after])) for before, one, after in triples]
     ratios = [one / other for one, other in pairs]
     return {
         "method": method,
