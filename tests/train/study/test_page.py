@@ -8,10 +8,10 @@ from cid.train.results.page import typeset
 from cid.train.study.page import write_study_page
 from cid.train.study.plan import Setting
 from cid.train.study.table import lines, study_table
-from tests.train.study.test_table import row, study  # noqa: F401
+from tests.train.study.conftest import row
 
 
-def page(study: list[Setting], folder: Path, title: str = "rates") -> str:  # noqa: F811
+def page(study: list[Setting], folder: Path, title: str = "rates") -> str:
     slow, fast = study
     gains = {"labels": (0.5, 0.6, 0.7), "kd": (0.51, 0.62, 0.71), "cid": (0.61, 0.72, 0.81)}
     rows = [row(slow, method, seed, value) for method, own in gains.items() for seed, value in enumerate(own)]
@@ -25,7 +25,7 @@ def page(study: list[Setting], folder: Path, title: str = "rates") -> str:  # no
     return text
 
 
-def test_it_has_the_table_and_every_network(study: list[Setting], tmp_path: Path) -> None:  # noqa: F811
+def test_it_has_the_table_and_every_network(study: list[Setting], tmp_path: Path) -> None:
     text = page(study, tmp_path)
     assert text.count("<circle") == 3 * 3 + 1 + 2
     assert "<strong>+10.00 ± 0.00 *</strong>" in text
@@ -36,7 +36,7 @@ def test_it_has_the_table_and_every_network(study: list[Setting], tmp_path: Path
     assert page(study, tmp_path) == text
 
 
-def test_it_refers_to_nothing_and_names_are_escaped(study: list[Setting], tmp_path: Path) -> None:  # noqa: F811
+def test_it_refers_to_nothing_and_names_are_escaped(study: list[Setting], tmp_path: Path) -> None:
     text = page(study, tmp_path, "<odd> & study")
     assert "&lt;odd&gt; &amp; study" in text
     assert "<odd>" not in text
