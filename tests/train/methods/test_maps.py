@@ -45,14 +45,14 @@ def test_of_networks_with_more_and_with_fewer_the_last_are_compared_at_the_small
     assert (maps.student_layers, maps.teacher_layers) == (["2", "8"], ["4", "5"])
     assert maps.channels == [(4, 32), (8, 64)]
     images = draws.normal(2, 3, 16, 16)
-    logits, pairs = maps(given.student, given.teacher, images)
+    logits, _, pairs = maps(given.student, given.teacher, images)
     assert torch.equal(logits, given.student(images))
     assert [(*one.student.shape, *one.teacher.shape) for one in pairs] == [
         (2, 4, 8, 8, 2, 32, 8, 8),
         (2, 8, 4, 4, 2, 64, 4, 4),
     ]
     assert all(one.student.requires_grad and not one.teacher.requires_grad for one in pairs)
-    _, (small,) = Maps(given, ("2",), ("3",))(given.student, given.teacher, images)
+    _, _, (small,) = Maps(given, ("2",), ("3",))(given.student, given.teacher, images)
     assert small.student.shape[2:] == small.teacher.shape[2:] == (8, 8)
 
 

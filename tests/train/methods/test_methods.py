@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cid._errors import ConfigError
+from cid.functional import kd_loss
 from cid.train.config import resolve
 from cid.train.data import Batch
 from cid.train.methods import DEFAULT_METHODS, Ingredients, Method, Training, option_fields, register, registry
@@ -39,22 +40,39 @@ def images() -> torch.Tensor:
     return torch.randn(SAMPLES, SPEC.channels, *SPEC.size)
 
 
-def make(name: str) -> tuple[Training, nn.Module, Batch]:
+def make(name: str, **options: float) -> tuple[Training, nn.Module, Batch]:
     draws.seed(0)
     teacher = network(8)
     given = Ingredients(network(4), teacher, SPEC, LABELS, fresh_student=partial(network, 4))
     batch = Batch(images(), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES))
-    return Training(resolve({"method.warmup_epochs": 0}).method.options(name), given), teacher, batch
+    given_options = {f"method.{option}": value for option, value in {"warmup_epochs": 0, **options}.items()}
+    return Training(resolve(given_options).method.options(name), given), teacher, batch
 
 
 @every_method
 def test_its_terms_are_those_that_it_says(name: str) -> None:
-    training, _, batch = make(name)
+    training, _, batch = make(name, kd_weight=1.0)
     output = training(batch)
     assert tuple(output.terms) == registry()[name].terms
     assert not any(term.requires_grad for term in output.terms.values())
     output.loss.backward()
     assert all(p.grad is not None for p in training.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["at", "crd", "fitnet", "rkd", "sp"])
+def test_what_compares_features_takes_softened_logits_beside_them(name: str) -> None:
+    alone, with_kd = (make(name, kd_weight=weight, temperature=2.0)[0] for weight in (0.0, 3.0))
+    *_, batch = make(name)
+    alone.eval(), with_kd.eval()
+    with_kd.load_state_dict(alone.state_dict())
+    draws.seed(1)
+    without = alone(batch)
+    draws.seed(1)
+    whole = with_kd(batch)
+    assert list(without.terms) == [term for term in whole.terms if term != "kd"]
+    kd = kd_loss(alone.student(batch.inputs), alone.teacher(batch.inputs), temperature=2.0)
+    torch.testing.assert_close(whole.terms["kd"], kd)
+    torch.testing.assert_close(whole.loss, without.loss + 3 * kd)
 
 
 @every_method

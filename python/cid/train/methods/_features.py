@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cid.train.methods import _shared
 from cid.train.methods._base import Ingredients, Method, StepOutput
 from cid.train.methods._losses import cross_entropy, full
 
@@ -20,11 +22,6 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 
 
-def _output(loss: Tensor, ce: Tensor, terms: dict[str, Tensor], logits: Tensor) -> StepOutput:
-    named = {"ce": ce, **terms}
-    return StepOutput(loss, {name: term.detach() for name, term in named.items()}, logits.detach())
-
-
 def middle(pairs: Sequence[P]) -> P:
     """The one in the middle, of an even number the first of the two."""
     return pairs[(len(pairs) - 1) // 2]
@@ -37,12 +34,35 @@ def _exact(x: Tensor) -> AbstractContextManager[Any]:
     return autocast(x.device.type, enabled=False)
 
 
-class MapsMethod(Method):
+@dataclass(frozen=True)
+class FeaturesMethod(Method):
+    """`ce + kd_weight * kd` and what a method adds to it; the papers that compare features do without `kd`."""
+
+    kd_weight: float = _shared.kd_weight()
+    temperature: float = _shared.temperature()
+
+    def _output(
+        self, batch: Batch, logits: Tensor, teacher: Tensor, added: Tensor, terms: dict[str, Tensor]
+    ) -> StepOutput:
+        """The whole loss of a batch, of both networks' logits and what the features add."""
+        ce = cross_entropy(logits, batch.target, batch.weight)
+        loss, named = ce + added, {"ce": ce}
+        if self.kd_weight:
+            from cid.functional import kd_loss
+
+            named["kd"] = kd_loss(logits, teacher, weight=batch.weight, temperature=self.temperature)
+            loss = loss + self.kd_weight * named["kd"]
+        return StepOutput(loss, {name: term.detach() for name, term in (named | terms).items()}, logits.detach())
+
+
+@dataclass(frozen=True)
+class MapsMethod(FeaturesMethod):
     """A method whose loss compares maps within the networks: only `compare` is its own, and the layers to choose."""
 
     asks_teacher = True
-    student_layers: tuple[str, ...]
-    teacher_layers: tuple[str, ...]
+
+    student_layers: tuple[str, ...] = _shared.layers("student")
+    teacher_layers: tuple[str, ...] = _shared.layers("teacher")
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
         """Both networks, and where the maps are found."""
@@ -51,19 +71,19 @@ class MapsMethod(Method):
         return {**super().networks(given), "maps": Maps(given, self.student_layers, self.teacher_layers)}
 
     def compare(self, training: Training, pairs: list[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the cross-entropy, and its terms by name. The maps are in float32 at least."""
+        """What is added, weighted, and its terms by name. The maps are in float32 at least."""
         raise NotImplementedError
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
-        logits, pairs = training.maps(training.student, training.teacher, batch.inputs)
-        ce = cross_entropy(logits, batch.target, batch.weight)
+        logits, teacher, pairs = training.maps(training.student, training.teacher, batch.inputs)
         with _exact(logits):
-            loss, terms = self.compare(training, pairs)
-        return _output(ce + loss, ce, terms, logits)
+            added, terms = self.compare(training, pairs)
+        return self._output(batch, logits, batch.adjusted(teacher), added, terms)
 
 
-class RepresentationMethod(Method):
+@dataclass(frozen=True)
+class RepresentationMethod(FeaturesMethod):
     """A method whose loss compares the representations that the classifying layers read: only `compare` is its own."""
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
@@ -75,7 +95,7 @@ class RepresentationMethod(Method):
     def compare(
         self, training: Training, batch: Batch, ours: Tensor, theirs: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the cross-entropy, and its terms by name.
+        """What is added, weighted, and its terms by name.
 
         Args:
             training: the networks.
@@ -87,8 +107,7 @@ class RepresentationMethod(Method):
 
     def step(self, training: Training, batch: Batch) -> StepOutput:
         """The loss of a batch."""
-        (ours, logits), (theirs, _) = training.representations(training.student, training.teacher, batch)
-        ce = cross_entropy(logits, batch.target, batch.weight)
+        (ours, logits), (theirs, teacher) = training.representations(training.student, training.teacher, batch)
         with _exact(logits):
-            loss, terms = self.compare(training, batch, full(ours), full(theirs))
-        return _output(ce + loss, ce, terms, logits)
+            added, terms = self.compare(training, batch, full(ours), full(theirs))
+        return self._output(batch, logits, teacher, added, terms)

@@ -47,13 +47,13 @@ class Maps(nn.Module):
         self.student_layers, self.teacher_layers = ([*each][-pairs:] for each in (ours, theirs))
         self.channels = [*zip([*ours.values()][-pairs:], [*theirs.values()][-pairs:], strict=True)]
 
-    def forward(self, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Pair]]:
-        """The student's logits, and all pairs, of which the larger map is averaged to the size of the smaller."""
+    def forward(self, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, list[Pair]]:
+        """Both networks' logits, and all pairs, of which the larger map is averaged to the size of the smaller."""
         with torch.no_grad():
-            theirs = capture(teacher, inputs, self.teacher_layers)[1]
+            teacher_logits, theirs = capture(teacher, inputs, self.teacher_layers)
         logits, ours = capture(student, inputs, self.student_layers)
         maps = zip(ours.values(), theirs.values(), strict=True)
-        return logits, [_of_one_size(mine.output, given.output) for mine, given in maps]
+        return logits, teacher_logits, [_of_one_size(mine.output, given.output) for mine, given in maps]
 
 
 class Pair(NamedTuple):

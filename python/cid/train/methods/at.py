@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cid.train.methods import _shared, register
+from cid.train.methods import register
 from cid.train.methods._features import MapsMethod
 from cid.train.methods._losses import unit
 from cid.train.settings import at_least, setting
@@ -32,10 +32,8 @@ class AT(MapsMethod):
     """
 
     name = "at"
-    terms = ("ce", "at")
+    terms = ("ce", "kd", "at")
 
-    student_layers: tuple[str, ...] = _shared.layers("student")
-    teacher_layers: tuple[str, ...] = _shared.layers("teacher")
     at_beta: float = setting(1000.0, "weight of the attention", rule=at_least(0))
 
     def compare(self, training: Training, pairs: list[Pair]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cid.train.methods import Ingredients, _shared, register
+from cid.train.methods import Ingredients, register
 from cid.train.methods._features import MapsMethod, middle
 from cid.train.methods._losses import full
 from cid.train.settings import at_least, setting
@@ -33,10 +33,8 @@ class FitNet(MapsMethod):
     """
 
     name = "fitnet"
-    terms = ("ce", "hint")
+    terms = ("ce", "kd", "hint")
 
-    student_layers: tuple[str, ...] = _shared.layers("student")
-    teacher_layers: tuple[str, ...] = _shared.layers("teacher")
     fitnet_beta: float = setting(100.0, "weight of the hint", rule=at_least(0))
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:

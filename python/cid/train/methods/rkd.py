@@ -31,7 +31,7 @@ class RKD(RepresentationMethod):
     """
 
     name = "rkd"
-    terms = ("ce", "distance", "angle")
+    terms = ("ce", "kd", "distance", "angle")
 
     rkd_distance: float = setting(25.0, "weight of the distances", rule=at_least(0))
     rkd_angle: float = setting(50.0, "weight of the angles", rule=at_least(0))

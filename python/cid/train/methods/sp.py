@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cid.train.methods import _shared, register
+from cid.train.methods import register
 from cid.train.methods._features import MapsMethod
 from cid.train.methods._losses import unit
 from cid.train.settings import at_least, setting
@@ -29,10 +29,8 @@ class SP(MapsMethod):
     """
 
     name = "sp"
-    terms = ("ce", "sp")
+    terms = ("ce", "kd", "sp")
 
-    student_layers: tuple[str, ...] = _shared.layers("student")
-    teacher_layers: tuple[str, ...] = _shared.layers("teacher")
     sp_gamma: float = setting(3000.0, "weight of the similarities", rule=at_least(0))
 
     def compare(self, training: Training, pairs: list[Pair]) -> tuple[Tensor, dict[str, Tensor]]:

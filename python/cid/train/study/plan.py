@@ -144,7 +144,9 @@ def digest(config: Config, method: str, seed: int) -> str:
     else:
         # Its teacher's, too, and the weights', which the first seed draws.
         sections["run"]["first"] = config.run.seeds[0]
-        sections["method"] = dataclasses.asdict(config.method.options(method))
+        sections["method"] = options = dataclasses.asdict(config.method.options(method))
+        if options.get("kd_weight") == 0:  # as below
+            del options["kd_weight"], options["temperature"]
     return _hash(sections, method, seed)
 
 
