@@ -125,6 +125,10 @@ def test_a_setting_that_came_later_changes_no_row_of_before(tmp_path: Path) -> N
     found = study(tmp_path)[0]
     assert digest(found.config, TEACHER, 3) == "050d3515585c451b"
     assert digest(found.config, "kd", 4) == "a505aa8d73217e1f"
+    assert digest(found.config, "sp", 4) == "682453ee1b7b0a18"
+    beside = study(tmp_path, given={"method.kd_weight": 1.0})[0].config
+    assert digest(beside, "kd", 4) == "a505aa8d73217e1f"
+    assert digest(beside, "sp", 4) != "682453ee1b7b0a18"
     few = study(tmp_path, '[settings]\ndata = { classes = ["1", "0"] }')[0].config
     same = study(tmp_path, '[settings]\ndata = { classes = ["0", "1"] }')[0].config
     assert digest(few, "kd", 0) == digest(same, "kd", 0) != digest(study(tmp_path, "")[0].config, "kd", 0)
