@@ -5,9 +5,10 @@
 The whole is what `cid distill` does from the first step of an epoch to its end: batches drawn and augmented, the step
 with its method's loss, losses watched, the validation images scored, the checkpoint written. The bare loop has the same
 networks in the same precision, compiled where they are: the teacher's forward, the student's forward and backward by
-cross-entropy, and the optimizer's step, again and again on one batch on the device. Both take turns: half an epoch of
-the bare loop, one of the whole, and the other half, so that a machine that grows slower or faster favours neither; one
-round before is not counted. Images are random, as many as CIFAR-10 has for training and validation at `--limit`.
+cross-entropy, and the optimizer's step, again and again on one batch on the device. Both take turns after every step
+that the whole reports (all on a CPU, each fiftieth elsewhere), so that a machine that grows slower or faster favours
+neither; one epoch before is not counted. Images are random, as many as CIFAR-10 has for training and validation at
+`--limit`.
 """
 
 import argparse
@@ -52,28 +53,6 @@ def random_data(limit: int, validation: float) -> Dataset:
     )
 
 
-class Whole:
-    """Epochs of a method as `cid distill` has them."""
-
-    def __init__(self, config: Config, fabric: Fabric, method: str, data: Dataset, folder: Path) -> None:
-        self.method = method
-        self.run = Run(Inputs(config, fabric, data), RunFolder(folder), Lines(), StopRequest())
-        student, teacher = (
-            build_model(name, SPEC).to(fabric.device) for name in (config.models.student, config.models.teacher)
-        )
-        self.training = Training(config.method.options(method), self.run.ingredients(student, teacher))
-        self.rounds = 0
-
-    def epoch(self) -> float:
-        """Images a second of one more epoch."""
-        self.rounds += 1
-        # Each in a folder of its own, from its own first step: what is compiled serves all.
-        network = Network(self.method, self.rounds, self.run.config.models.student, 1)
-        began = time.perf_counter()
-        self.run.train(network, self.training)
-        return len(self.run.data.train) / (time.perf_counter() - began)
-
-
 class Bare:
     """Steps of the networks alone."""
 
@@ -93,18 +72,56 @@ class Bare:
             heard = 0.0 if self.teacher is None else 0 * self.teacher(x).sum()
         return nn.functional.cross_entropy(self.student(x), y) + heard
 
-    def epoch(self, steps: int) -> float:
-        """Images a second of so many steps."""
-        began = time.perf_counter()
-        for _ in range(steps):
-            self.optimizer.zero_grad()
-            with self.fabric.autocast():
-                loss = self.loss(self.x, self.y)
-            loss.backward()
-            self.optimizer.step()
+    def step(self) -> None:
+        """One step."""
+        self.optimizer.zero_grad()
+        with self.fabric.autocast():
+            loss = self.loss(self.x, self.y)
+        loss.backward()
+        self.optimizer.step()
+
+    def now(self) -> float:
+        """The time, once all is done that was asked for."""
         if self.x.is_cuda:
             torch.cuda.synchronize()
-        return steps * self.batch / (time.perf_counter() - began)
+        return time.perf_counter()
+
+
+class Turns(Lines):
+    """After the steps that a run reports, as many of the bare networks, and how long these took in all."""
+
+    def __init__(self, bare: Bare) -> None:
+        self.bare, self.steps, self.seconds = bare, 0, 0.0
+
+    def step(self, count: int, loss: float) -> None:
+        """Takes a turn."""
+        began = self.bare.now()
+        for _ in range(count):
+            self.bare.step()
+        self.seconds += self.bare.now() - began
+        self.steps += count
+
+
+class Whole:
+    """Epochs of a method as `cid distill` has them."""
+
+    def __init__(self, config: Config, fabric: Fabric, method: str, data: Dataset, folder: Path) -> None:
+        self.method = method
+        self.run = Run(Inputs(config, fabric, data), RunFolder(folder), Lines(), StopRequest())
+        student, teacher = (
+            build_model(name, SPEC).to(fabric.device) for name in (config.models.student, config.models.teacher)
+        )
+        self.training = Training(config.method.options(method), self.run.ingredients(student, teacher))
+
+    def epoch(self, number: int, bare: Bare) -> tuple[float, float]:
+        """Images a second of one more epoch, and of the bare networks within it."""
+        self.run.observer = turns = Turns(bare)
+        # Each in a folder of its own, from its own first step: what is compiled serves all.
+        network = Network(self.method, number, self.run.config.models.student, 1)
+        began = bare.now()
+        self.run.train(network, self.training)
+        seconds = bare.now() - began - turns.seconds
+        return len(self.run.data.train) / seconds, turns.steps * bare.batch / turns.seconds
 
 
 def measure(config: Config, method: str, rounds: int, limit: int) -> dict[str, Any]:
@@ -115,10 +132,7 @@ def measure(config: Config, method: str, rounds: int, limit: int) -> dict[str, A
         data = random_data(limit, 0.1).to(fabric.device)
         whole = Whole(config, fabric, method, data, Path(folder))
         bare = Bare(config, fabric, asks=method != "labels")
-        half = len(data.train) // bare.batch // 2
-        triples = [(bare.epoch(half), whole.epoch(), bare.epoch(half)) for _ in range(rounds + 1)][1:]
-    # As many images in each half: its rate is the harmonic mean.
-    pairs = [(one, statistics.harmonic_mean([before, after])) for before, one, after in triples]
+        pairs = [whole.epoch(number, bare) for number in range(rounds + 1)][1:]
     ratios = [one / other for one, other in pairs]
     return {
         "method": method,
