@@ -18,11 +18,13 @@ def shift_and_flip(images: Tensor, pad: int, rows: Tensor, columns: Tensor, flip
         columns: (B,) int64, first column of each crop.
         flips: (B,) bool, whether to mirror left and right.
     """
-    height, width = images.shape[2:]
-    # All windows of the padded images, which cost nothing: those chosen are copied row by row, not pixel by pixel.
-    windows = nn.functional.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    crops = windows[torch.arange(len(images), device=images.device), :, rows, columns]
-    return torch.where(flips[:, None, None, None], crops.flip(3), crops)
+    channels, height, width = images.shape[1:]
+    padded = nn.functional.pad(images, (pad,) * 4).flatten(2)
+    down, right = (torch.arange(size, device=images.device) for size in (height, width))
+    right = torch.where(flips[:, None], right.flip(0), right)
+    # One place for each pixel, the same in all channels: crop and mirror are one gather.
+    places = (rows[:, None] + down)[:, :, None] * (width + 2 * pad) + (columns[:, None] + right)[:, None]
+    return padded.gather(2, places.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
 
 
 class Augmentation(NamedTuple):
