@@ -21,6 +21,7 @@ SPEC = InputSpec(1, (8, 8), 4)
 NETWORK = "cnn-2"
 # The teacher and the student run by themselves, with hooks that take their maps: four graphs by two networks.
 AUTO = {"method.beta": "auto", "method.gamma": "auto"}
+WITH_KD = {"method.kd_weight": 1.0}
 BY_PARTS = {"fitnet", "at", "sp"}
 
 
@@ -50,9 +51,11 @@ def losses(name: str, compiler: Any = None, **more: Any) -> list[float]:
 
 # PyTorch hides this from all but those for whom warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in registry()), ("cid", AUTO), ("cid-no-head", AUTO)])
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, {}) for name in registry()), ("cid", AUTO), ("at", WITH_KD), ("crd", WITH_KD)]
+)
 def test_each_method_becomes_few_graphs_and_the_same_losses(
-    name: str, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cid.balance.BATCHES", 2)  # which are not compiled, of nine
     graphs: list[Any] = []

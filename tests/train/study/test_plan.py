@@ -126,9 +126,12 @@ def test_a_setting_that_came_later_changes_no_row_of_before(tmp_path: Path) -> N
     assert digest(found.config, TEACHER, 3) == "050d3515585c451b"
     assert digest(found.config, "kd", 4) == "a505aa8d73217e1f"
     assert digest(found.config, "sp", 4) == "682453ee1b7b0a18"
-    beside = study(tmp_path, given={"method.kd_weight": 1.0})[0].config
-    assert digest(beside, "kd", 4) == "a505aa8d73217e1f"
-    assert digest(beside, "sp", 4) != "682453ee1b7b0a18"
+    # Of what is not in the loss the temperature says nothing.
+    assert len({digest(study(tmp_path, given=kd)[0].config, "sp", 4) for kd in ({}, {"method.temperature": 3.0})}) == 1
+    beside = [{"method.kd_weight": 1.0, "method.temperature": temperature} for temperature in (2.0, 3.0)]
+    assert digest(study(tmp_path, given=beside[0])[0].config, "kd", 4) == "a505aa8d73217e1f"
+    assert len({digest(study(tmp_path, given=given)[0].config, "sp", 4) for given in ({}, *beside)}) == 3
+    assert found.name == "a-to-b_slow_94b8aa89"
     few = study(tmp_path, '[settings]\ndata = { classes = ["1", "0"] }')[0].config
     same = study(tmp_path, '[settings]\ndata = { classes = ["0", "1"] }')[0].config
     assert digest(few, "kd", 0) == digest(same, "kd", 0) != digest(study(tmp_path, "")[0].config, "kd", 0)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,21 +49,19 @@ def study(tmp_path: Path) -> list[Setting]:
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Begun]:
     """Workers that write a result at once, or fail; the names of what was begun."""
 
-    def install(failing: str = "none of these") -> Begun:
+    def install(failing: str = "none of these", weights: bytes = b"weights") -> Begun:
         begun: Begun = []
 
         def run(self: Workers, task: Task) -> subprocess.CompletedProcess[str]:
             begun.append(task.name)
             if failing in task.name:
                 return subprocess.CompletedProcess([], 1, "", "ran out of luck")
-            if task.network is not None:
-                method, seed = task.network
-                name = TEACHER if method == TEACHER else network_name(*task.network)
+            run = RunFolder(task.folder)
+            for method, seed in [(TEACHER, 0), *([task.network] if task.network else [])]:
+                name = TEACHER if method == TEACHER else network_name(method, seed)
                 result = Result(name, method, seed, 1, 0.1, 0, 0.5, 0.5 + seed / 10, 1.0)
-                folder = RunFolder(task.folder).network(name)
-                (folder / "result.json").write_text(json.dumps(result.to_json()))
-                if method == TEACHER:
-                    (folder / "teacher.safetensors").write_bytes(b"weights")
+                (run.network(name) / "result.json").write_text(json.dumps(result.to_json()))
+            run.weights(TEACHER).write_bytes(weights)
             return subprocess.CompletedProcess([], 0, "", "")
 
         monkeypatch.setattr(Workers, "run", run)
@@ -112,6 +111,23 @@ def test_only_what_is_left_is_done(study: list[Setting], tmp_path: Path, pretend
     ]
     assert pretend() == []
     run_study(more, tmp_path, 1, {}, lambda _: None)
+
+
+def test_a_teacher_that_is_trained_anew_is_another(
+    study: list[Setting], tmp_path: Path, pretend: Callable[..., Begun]
+) -> None:
+    pretend()
+    run_study(study, tmp_path, 1, {}, lambda _: None)
+    shutil.rmtree(tmp_path / "teachers")
+    shutil.rmtree(tmp_path / "runs")
+    more, lines = read_study(tmp_path / "study.toml", {"run.seeds": [0, 1, 2]}), list[str]()
+    pretend(weights=b"others")
+    run_study(more, tmp_path, 1, {}, lines.append)
+    assert lines[0].startswith("teacher cnn-3: not known to be what rows of before are of")
+    rows = read_rows(tmp_path / "rows.jsonl")
+    names = {row["name"] for row in rows if row["teacher"] == hashlib.sha256(b"others").hexdigest()[:16]}
+    assert names == {"teacher", "labels-seed2", "kd-ipw-seed2"}
+    assert len(rows) == 9 + 1 + 4
 
 
 def test_what_fails_is_said_and_the_rest_goes_on(

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cid.train.folder import TEACHER
 from cid.train.study.plan import Setting
 from cid.train.study.plot import plot_study
@@ -32,15 +34,20 @@ def test_means_intervals_and_differences_seed_by_seed(study: list[Setting]) -> N
 def test_of_another_teacher_nothing_is_compared(study: list[Setting]) -> None:
     slow, _ = study
     rows = [row(slow, method, seed, 0.5 + 0.1 * seed) for method in ("kd", "cid") for seed in range(3)]
-    for each in rows[1:]:
+    for each in rows[1:]:  # the first, of kd, does not say which
         each["teacher"] = "here"
     rows[-1]["teacher"] = "there"
     kd, cid = lines(study, rows, "kd")
-    assert (kd.apart, cid.apart, cid.networks) == (0, 2, 3)
+    assert (kd.count, cid.count) == ("3", "3 (1)")
     assert cid.gains == {"test": [0.0]}
-    assert study_table(study, rows, "kd").splitlines()[-2] == (
-        "Not compared, as their teacher was trained anew: 2 networks."
-    )
+    text = study_table(study, rows, "kd").splitlines()
+    assert text[3].endswith(" 3 (1)")
+    assert text[-2] == "Not compared, as not known to have heard one training of the teacher: 2 networks."
+    # The baseline there, too, by another machine: what is shown stays the first's.
+    more = [*rows, {**row(slow, "kd", 2, 0.5), "teacher": "there"}]
+    kd, cid = lines(study, more, "kd")
+    assert (kd.accuracies["test"][2], cid.count) == (0.7, "3 (2)")
+    assert cid.gains["test"] == pytest.approx([0.0, 0.2])
 
 
 def test_the_picture(study: list[Setting], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
@@ -53,7 +54,8 @@ class Method:
 
     Attributes:
         name: what the command line, tables and folders call it.
-        terms: the names of its loss's terms, as `StepOutput.terms` has them, in the order of charts.
+        terms: the names of its loss's terms, as `StepOutput.terms` has them (or of these the ones that its options
+            ask for), in the order of charts.
         asks_teacher: whether it needs the teacher itself, also where the batches have its outputs.
     """
 
@@ -78,6 +80,10 @@ class Method:
         Raises:
             ConfigError: an option contradicts another setting.
         """
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide what becomes of a network, by name: those that others make void are left out."""
+        return dataclasses.asdict(self)
 
     def note(self) -> str:
         """What a reader of the training curves has to know, in a sentence; else empty."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 P = TypeVar("P")
+_OF_KD = {"kd_weight", "temperature"}
 
 
 def middle(pairs: Sequence[P]) -> P:
@@ -40,6 +41,11 @@ class FeaturesMethod(Method):
 
     kd_weight: float = _shared.kd_weight()
     temperature: float = _shared.temperature()
+
+    def decisive(self) -> dict[str, Any]:
+        """Without the softened logits' options, where these are no part of the loss."""
+        options = super().decisive()
+        return options if self.kd_weight else {name: options[name] for name in options.keys() - _OF_KD}
 
     def _output(
         self, batch: Batch, logits: Tensor, teacher: Tensor, added: Tensor, terms: dict[str, Tensor]

@@ -36,6 +36,7 @@ class Training(nn.Module):
         self.method = method
         self.epoch = torch.zeros(())
         self._compiled: tuple[Callable[[Training, Batch], StepOutput], int] | None = None
+        self._begun = False
         if given.teacher is not None:
             given.teacher.requires_grad_(False)
         for name, network in method.networks(given).items():
@@ -67,7 +68,10 @@ class Training(nn.Module):
         Raises:
             ConfigError: it can't be compiled here.
         """
-        if self._compiled is None or len(batch.target) != self._compiled[1] or not self.method.compilable(self):
+        # The first batch is what networks are looked at with, which afterwards are found to be another graph.
+        begun, self._begun = self._begun, True
+        full = self._compiled is not None and len(batch.target) == self._compiled[1]
+        if self._compiled is None or not (begun and full and self.method.compilable(self)):
             return self.method.step(self, batch)
         from torch._dynamo.exc import BackendCompilerFailed  # seconds, which other runs need not wait
 

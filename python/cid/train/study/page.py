@@ -38,7 +38,7 @@ class Section:
 
     title: str
     scales: list[str]
-    rows: list[tuple[str, int, list[Cell], int]]
+    rows: list[tuple[str, int, list[Cell], str]]
     settings: str
 
 
@@ -86,7 +86,7 @@ def _sections(study: Sequence[Setting], found: Sequence[Line]) -> Iterator[Secti
                     line.method,
                     style_of(line.method).colour,
                     [_cell(line, test, test in sure, *span) for test, span in zip(tests, ranges, strict=True)],
-                    line.networks,
+                    line.count,
                 )
                 for line, sure in own
             ],

@@ -144,9 +144,7 @@ def digest(config: Config, method: str, seed: int) -> str:
     else:
         # Its teacher's, too, and the weights', which the first seed draws.
         sections["run"]["first"] = config.run.seeds[0]
-        sections["method"] = options = dataclasses.asdict(config.method.options(method))
-        if options.get("kd_weight") == 0:  # as below
-            del options["kd_weight"], options["temperature"]
+        sections["method"] = config.method.options(method).decisive()
     return _hash(sections, method, seed)
 
 
@@ -155,11 +153,13 @@ def _sections(config: Config) -> dict[str, dict[str, Any]]:
         name: {key: value for key, value in section.items() if key not in PLACES.get(name, ())}
         for name, section in dataclasses.asdict(config).items()
     }
-    # A setting that came later is no part of what says nothing about it: rows of before stay those of their networks.
-    data = found["data"]
+    # A setting that came later is no part of what says nothing about it: rows and folders of before stay as they were.
+    data, method = found["data"], found["method"]
     data["classes"] = sorted(data["classes"])
     if not data["classes"]:
         del data["classes"]
+    if not method["kd_weight"]:
+        del method["kd_weight"]
     return found
 
 

@@ -16,16 +16,16 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a file, each network's first one; none where there is no file.
+    """All whole rows of a file, each network's first one of each training of its teacher; none where there is no file.
 
     Raises:
         CheckpointError: the file can't be read.
     """
-    found: dict[str, Row] = {}
+    found: dict[tuple[str, str | None], Row] = {}
     try:
         for row in read_json_lines(path):
             if isinstance(row, dict) and "digest" in row:
-                found.setdefault(row["digest"], row)
+                found.setdefault((row["digest"], row.get("teacher")), row)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return list(found.values())

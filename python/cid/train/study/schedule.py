@@ -38,7 +38,6 @@ class Task:
         network: method and seed of the network that it yields; None where it yields none.
         key: the network's digest.
         label: of the row.
-        teacher: the file of its weights.
         then: what can begin when it is done.
     """
 
@@ -48,7 +47,6 @@ class Task:
     network: tuple[str, int] | None = None
     key: str = ""
     label: Mapping[str, str] = field(default_factory=dict)
-    teacher: Path | None = None
     then: tuple[Task, ...] = ()
 
 
@@ -84,8 +82,7 @@ def _teacher(config: Config, out: Path, key: str, then: list[Task], *, known: bo
     )
     folder = _folder(out / "teachers" / key, alone)
     network = None if known else (TEACHER, config.run.seeds[0])
-    name, file = f"teacher {config.models.teacher}", _teacher_file(out, key)
-    return Task(name, folder, (str(folder),), network, key, teacher=file, then=tuple(then))
+    return Task(f"teacher {config.models.teacher}", folder, (str(folder),), network, key, then=tuple(then))
 
 
 def _prepared(setting: Setting, out: Path, teacher: Path, left: list[tuple[tuple[str, int], str]]) -> Task:
@@ -96,7 +93,7 @@ def _prepared(setting: Setting, out: Path, teacher: Path, left: list[tuple[tuple
     students = []
     for one, key in left:
         name, arguments = f"{words} {network_name(*one)}".strip(), (str(folder), one[0], str(one[1]))
-        students.append(Task(name, folder, arguments, one, key, setting.label, teacher))
+        students.append(Task(name, folder, arguments, one, key, setting.label))
     return Task(f"{words} weights".strip(), folder, (str(folder),), then=tuple(students))
 
 
@@ -179,6 +176,9 @@ def run_study(
                 if task.network is not None:
                     progress.seconds.append(time.monotonic() - began)
                     report(progress.line(task.name, _keep(rows, task, hardware)))
+                elif task.key and _is_another(rows, task):
+                    _keep(rows, task, hardware)
+                    report(f"{task.name}: not known to be what rows of before are of; its students are another series")
     return failed
 
 
@@ -187,15 +187,22 @@ def _networks(task: Task) -> int:
 
 
 def _keep(rows: Path, task: Task, hardware: Mapping[str, Any]) -> Result:
-    """Appends the row of a task that is done."""
-    method, seed = task.network or ("", 0)
-    name = TEACHER if method == TEACHER else network_name(method, seed)
+    """Appends the row of a network that is done: a student's, or else the teacher's."""
+    name = TEACHER if task.network is None or task.network[0] == TEACHER else network_name(*task.network)
     result = Result.read(task.folder / name / "result.json")
-    # The same settings give another teacher on another machine, by the roundings there.
-    teacher = None if task.teacher is None else hashlib.sha256(task.teacher.read_bytes()).hexdigest()[:16]
-    about = {"digest": task.key, "label": dict(task.label), "teacher": teacher}
+    about = {"digest": task.key, "label": dict(task.label), "teacher": _training_of(task.folder)}
     append_row(rows, {**about, **result.to_json(), "hardware": dict(hardware)})
     return result
+
+
+def _is_another(rows: Path, task: Task) -> bool:
+    """Whether the teacher of a task is not known to be the one that the rows have."""
+    return _training_of(task.folder) not in {row.get("teacher") for row in read_rows(rows) if row["digest"] == task.key}
+
+
+def _training_of(run: Path) -> str:
+    """What tells the teacher of a run from others of the same settings, as other machines' roundings make them."""
+    return hashlib.sha256(RunFolder(run).weights(TEACHER).read_bytes()).hexdigest()[:16]
 
 
 WORKER = (sys.executable, "-m", "cid.train.study.worker")

@@ -21,10 +21,10 @@ class Line:
     Attributes:
         label: the alternatives.
         method: its name, or that it is the teacher.
-        accuracies: by test, then by seed.
+        accuracies: by test, then by seed; of two networks of one seed, the first.
         gains: over the baseline, by test, of the seeds that both have from one teacher; empty where it is not compared.
         seconds: that its networks took to train.
-        apart: seeds that both have, but from two trainings of the teacher: on two machines, say.
+        apart: seeds that both have, but not known to be from one training of the teacher: of two machines, say.
     """
 
     label: tuple[str, ...]
@@ -39,6 +39,11 @@ class Line:
         """How many there are."""
         return len(self.accuracies[TEST])
 
+    @property
+    def count(self) -> str:
+        """How many there are, and in brackets how many are compared, if another teacher's are not."""
+        return f"{self.networks} ({self.networks - self.apart})" if self.apart else str(self.networks)
+
 
 def lines(study: Sequence[Setting], rows: Iterable[Row], baseline: str) -> list[Line]:
     """All methods of a study that have rows, in the order of the grid.
@@ -48,25 +53,33 @@ def lines(study: Sequence[Setting], rows: Iterable[Row], baseline: str) -> list[
         rows: of its networks, and perhaps of others, which are left out.
         baseline: a method.
     """
-    by_digest = {row["digest"]: row for row in rows}
-    found: dict[tuple[str, ...], dict[str, dict[int, Row]]] = {}
+    by_digest: dict[str, list[Row]] = {}
+    for row in rows:
+        by_digest.setdefault(row["digest"], []).append(row)
+    found: dict[tuple[str, ...], dict[str, dict[int, list[Row]]]] = {}
     for setting in study:
         methods = found.setdefault(tuple(setting.label.values()), {})
         for method, seed in networks(setting):
-            row = by_digest.get(digest(setting.config, method, seed))
-            if row is not None:
-                methods.setdefault(method, {})[seed] = row
+            key = digest(setting.config, method, seed)
+            if key in by_digest:
+                methods.setdefault(method, {})[seed] = by_digest[key]
     made = []
     for label, methods in found.items():
         for method, own in methods.items():
             other = {} if method in (TEACHER, baseline) else methods.get(baseline, {})
-            both = own.keys() & other.keys()
-            one_teacher = {seed for seed in both if own[seed].get("teacher") == other[seed].get("teacher")}
-            accuracies = _accuracies(own)
-            gains = _gains(accuracies, _accuracies({seed: other[seed] for seed in other if seed in one_teacher}))
-            seconds = sum(row["seconds"] for row in own.values())
-            made.append(Line(label, method, accuracies, gains, seconds, len(both - one_teacher)))
+            both = [seed for seed in own if seed in other]
+            pairs = {seed: pair for seed in both if (pair := _of_one_teacher(own[seed], other[seed]))}
+            ours, theirs = ({seed: pair[side] for seed, pair in pairs.items()} for side in (0, 1))
+            accuracies = _accuracies({seed: each[0] for seed, each in own.items()})
+            gains = _gains(_accuracies(ours), _accuracies(theirs))
+            seconds = sum(each[0]["seconds"] for each in own.values())
+            made.append(Line(label, method, accuracies, gains, seconds, len(both) - len(pairs)))
     return made
+
+
+def _of_one_teacher(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[Row, Row] | None:
+    """The first rows of both that have heard the same training of the teacher; rows of before don't say which."""
+    return next(((a, b) for a in ours for b in theirs if a.get("teacher") == b.get("teacher")), None)
 
 
 def _accuracies(rows: Mapping[int, Row]) -> dict[str, dict[int, float]]:
@@ -106,7 +119,7 @@ def study_table(study: Sequence[Setting], rows: Sequence[Row], baseline: str) ->
             gain = interval(line.gains.get(test, ()), "+")
             mark = SURE if test in own else " "
             cells += [interval([*line.accuracies.get(test, {}).values()]), f"{gain} {mark}" if gain else ""]
-        text.append([*cells, str(line.networks)])
+        text.append([*cells, line.count])
     return "\n".join([*aligned(text, len(study[0].label) + 1), "", *notes(study, found)])
 
 
@@ -121,8 +134,8 @@ def notes(study: Sequence[Setting], found: Sequence[Line]) -> list[str]:
     )
     missing = f"Not done yet: {left} networks." if left else "All are done."
     apart = sum(line.apart for line in found)
-    other = [f"Not compared, as their teacher was trained anew: {apart} networks."] if apart else []
-    return [reading, *other, f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
+    other = [f"Not compared, as not known to have heard one training of the teacher: {apart} networks."]
+    return [reading, *(other if apart else []), f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:
