@@ -6,7 +6,7 @@ The whole is what `cid distill` does from the first step of an epoch to its end:
 with its method's loss, losses watched, the validation images scored, the checkpoint written. The bare loop has the same
 networks in the same precision, compiled where they are: the teacher's forward, the student's forward and backward by
 cross-entropy, and the optimizer's step, again and again on one batch on the device. Both take turns after every step
-that the whole reports (all on a CPU, each fiftieth elsewhere), so that a machine that grows slower or faster favours
+that the whole reports (each on a CPU, fifty elsewhere), so that a machine that grows slower or faster favours
 neither; one epoch before is not counted. Images are random, as many as CIFAR-10 has for training and validation at
 `--limit`.
 """
@@ -91,7 +91,15 @@ class Turns(Lines):
     """After the steps that a run reports, as many of the bare networks, and how long these took in all."""
 
     def __init__(self, bare: Bare) -> None:
-        self.bare, self.steps, self.seconds = bare, 0, 0.0
+        self.bare, self.total, self.steps, self.seconds = bare, 0, 0, 0.0
+
+    def start(self, name: str, total: int, done: int) -> None:
+        """Hears how many there will be."""
+        self.total = total
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Takes the turns of what was not reported by steps."""
+        self.step(self.total - self.steps, 0.0)
 
     def step(self, count: int, loss: float) -> None:
         """Takes a turn."""

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -19,3 +21,14 @@ def test_rows_of_whole_and_bare(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert row["ratios"] == [pytest.approx(row["whole"][0] / row["bare"][0], rel=1e-2)]
     assert rows[0]["teacher"] is None
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_every_step_has_its_turn() -> None:
+    clock = iter(range(100))
+    bare = SimpleNamespace(now=lambda: next(clock), step=lambda: next(clock))
+    turns = throughput.Turns(cast(throughput.Bare, bare))
+    turns.start("kd", 7, 0)
+    turns.step(5, 0.1)  # as a device reports them
+    turns.epoch({})
+    assert turns.steps == 7
+    assert turns.seconds == 7 + 2  # a tick a step, and one a turn to read the clock

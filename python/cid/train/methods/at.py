@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class AT(MapsMethod):
-    """`ce + at_beta * at`: where in the image each network's maps are large.
+    """`ce + kd_weight * kd + at_beta * at`: where in the image each network's maps are large.
 
     The attention `A(F)` of maps F (B, channels, H, W) is the mean of their squares over the channels, as a vector of
     HW values of length 1; `at = sum over the pairs of layers of mean (A(S) - A(T))^2`, over samples and places.

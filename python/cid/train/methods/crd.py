@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class CRD(RepresentationMethod):
-    """`ce + crd_beta * crd`: a sample's two representations are told from those of other classes.
+    """`ce + kd_weight * kd + crd_beta * crd`: a sample's two representations are told from those of other classes.
 
     Both are embedded in `crd_dim` dimensions by linear layers that are trained along. `crd` is the sum, over the two
     sides, of noise contrastive losses against what is remembered of the other's embeddings of all training samples: the

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class FitNet(MapsMethod):
-    """`ce + fitnet_beta * hint`: maps in the middle of the student foretell those in the middle of the teacher.
+    """`ce + kd_weight * kd + fitnet_beta * hint`: maps in the middle of the student foretell the teacher's.
 
     `hint = mean (r(S) - T)^2` of the middle one of the pairs of layers (of an even number the first of the two), where
     r is a regressor that is trained along: a 1 x 1 convolution and batch normalisation.

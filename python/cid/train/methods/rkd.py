@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class RKD(RepresentationMethod):
-    """`ce + rkd_distance * distance + rkd_angle * angle`: how the samples of a batch lie to each other.
+    """`ce + kd_weight * kd + rkd_distance * distance + rkd_angle * angle`: how samples lie to each other.
 
     Both terms are means of Huber's loss of differences, `h(d) = d^2 / 2` up to 1 and `|d| - 1/2` beyond: of the
     distances between all pairs of representations, in means of those above 0; and of the cosines of the angles at j

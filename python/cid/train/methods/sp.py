@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class SP(MapsMethod):
-    """`ce + sp_gamma * sp`: which samples of a batch are alike to each network.
+    """`ce + kd_weight * kd + sp_gamma * sp`: which samples of a batch are alike to each network.
 
     The similarities `G(F)` (B, B) of maps F are the products of the samples' activations, each row of length 1;
     `sp = mean (G(S) - G(T))^2`, of the last pair of layers.
