@@ -299,6 +299,13 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, change: Any, message: str
         TeacherCache(tmp_path)
 
 
+def test_a_whole_cache_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes of a study come to it at the same time."""
+    write(tmp_path)
+    monkeypatch.setattr("cid.cache.write_atomically", lambda *_: pytest.fail("written"))
+    write(tmp_path)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"is no teacher cache, it has no manifest\.json"):
         TeacherCache(tmp_path)

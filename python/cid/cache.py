@@ -258,17 +258,19 @@ def write_cache(
     path = Path(path)
     made_from = _plain(fingerprint)
     if (path / MANIFEST).is_file():
-        manifest = _read_manifest(path)
-        _refuse_other(path, {**manifest.fingerprint, **asdict(manifest.layout)}, {**made_from, **asdict(layout)})
-        shards = {name: sha for name, sha in manifest.shards.items() if _is_whole(path / name, sha)}
+        found = _read_manifest(path)
+        _refuse_other(path, {**found.fingerprint, **asdict(found.layout)}, {**made_from, **asdict(layout)})
+        written = found.shards
+        shards = {name: sha for name, sha in written.items() if _is_whole(path / name, sha)}
     else:
         # Hidden: what a kill while the manifest was written leaves.
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
             raise CacheError(f"{path}: exists and is no cache, accepted: a new folder")
         path.mkdir(parents=True, exist_ok=True)
-        shards = {}
+        written, shards = None, {}
     manifest = _Manifest(made_from, layout, shards)
-    manifest.write(path)
+    if shards != written:  # a whole cache is left as it is: other processes may come to it at the same time
+        manifest.write(path)
     every = list(layout._shards())
     for name, view, part in every:
         if name in shards:
