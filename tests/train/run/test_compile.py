@@ -19,9 +19,9 @@ from tests import draws
 BATCH, STEPS, EPOCHS = 16, 2, 3
 SPEC = InputSpec(1, (8, 8), 4)
 NETWORK = "cnn-2"
-# The teacher and the student run by themselves, with hooks that take their maps: four graphs by two networks.
 AUTO = {"method.beta": "auto", "method.gamma": "auto"}
 WITH_KD = {"method.kd_weight": 1.0}
+# The teacher and the student run by themselves, with hooks that take their maps: four graphs by two networks.
 BY_PARTS = {"fitnet", "at", "sp"}
 
 
@@ -49,15 +49,8 @@ def losses(name: str, compiler: Any = None, **more: Any) -> list[float]:
     return found
 
 
-# PyTorch hides this from all but those for whom warnings are errors.
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize(
-    ("name", "more"), [*((name, {}) for name in registry()), ("cid", AUTO), ("at", WITH_KD), ("crd", WITH_KD)]
-)
-def test_each_method_becomes_few_graphs_and_the_same_losses(
-    name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cid.balance.BATCHES", 2)  # which are not compiled, of nine
+def compiled(name: str, **more: Any) -> tuple[list[float], list[Any]]:
+    """The same of steps that are compiled, but run as they are, and their graphs."""
     graphs: list[Any] = []
 
     def as_they_are(module: torch.fx.GraphModule, _: Any) -> Any:
@@ -65,10 +58,30 @@ def test_each_method_becomes_few_graphs_and_the_same_losses(
         return module
 
     torch._dynamo.reset()
-    assert losses(name, as_they_are, **more) == losses(name, **more)
+    return losses(name, as_they_are, **more), graphs
+
+
+# PyTorch hides this from all but those for whom warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [*((name, {}) for name in registry()), ("cid", AUTO), ("cid-no-head", AUTO), ("at", WITH_KD), ("crd", WITH_KD)],
+)
+def test_each_method_becomes_few_graphs_and_the_same_losses(
+    name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cid.balance.BATCHES", 2)  # which are not compiled, of nine
+    found, graphs = compiled(name, **more)
+    assert found == losses(name, **more)
     # Of CID's schedule: in the warm-up, which gathers contexts, and after it.
     assert len(graphs) <= (4 if name in BY_PARTS else 2)
     assert graphs or name == "rkd"  # see there
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("name", ["cid", "crd"])
+def test_what_is_looked_at_on_a_first_batch_makes_no_second_graph(name: str) -> None:
+    assert len(compiled(name, **{"method.warmup_epochs": 0})[1]) == 1
 
 
 TINY = (

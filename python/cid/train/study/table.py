@@ -134,8 +134,8 @@ def notes(study: Sequence[Setting], found: Sequence[Line]) -> list[str]:
     )
     missing = f"Not done yet: {left} networks." if left else "All are done."
     apart = sum(line.apart for line in found)
-    other = [f"Not compared, as not known to have heard one training of the teacher: {apart} networks."]
-    return [reading, *(other if apart else []), f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
+    other = f"Not compared, as not known to have heard one training of the teacher: {apart} networks."
+    return [reading, *([other] if apart else []), f"Done: {done} networks, in {hours:.1f} hours of training. {missing}"]
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:
