@@ -16,8 +16,8 @@ ROOMS = (
     "backends.composed", "backends.reference", "backends.fused", "backends.native", "backends.triton", "backends.ops",
     "backends", "functional", "propensity",
     "_mirror", "context", "head", "losses", "capture", "student", "teacher", "balance", "distiller", "cache",
-    "integrations", "train.settings", "train.sections", "train.files", "train.data", "train.models", "train.methods",
-    "train.presets", "train.config", "train.networks", "train.folder", "train.scoring", "train.results", "train.run",
+    "integrations", "train.settings", "train.sections", "train.files", "train.ranks", "train.data", "train.models",
+    "train.methods", "train.presets", "train.config", "train.networks", "train.folder", "train.scoring", "train.results", "train.run",
     "train.transfer", "train.evaluation", "train.ship", "bench", "train.study", "cli",
 )  # fmt: skip
 LONGEST = 400

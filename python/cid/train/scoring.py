@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +39,14 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def evaluate(predictors: Sequence[Predictor], batches: Batches) -> list[Score]:
     """Scores several predictors in one pass over a split, without holding their logits.
 
-    Each sample counts as often as its weight says, where the batches have weights.
+    Each sample counts as often as its weight says, where the batches have weights. Where ranks share the batches, all
+    of them know all scores.
     """
-    rights: list[list[Tensor]] = [[] for _ in predictors]
-    losses: list[list[Tensor]] = [[] for _ in predictors]
-    for each, labels in _batchwise(predictors, batches):
-        for i, logits in enumerate(logits.float() for logits in each):
-            rights[i].append(right(logits, labels))
-            losses[i].append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+
+    def answers(logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        return torch.stack((right(logits, labels), losses), 1)
 
     weights = None if batches.weights is None else batches.weights.cpu().double()
 
@@ -54,21 +54,29 @@ def evaluate(predictors: Sequence[Predictor], batches: Batches) -> list[Score]:
         values = values.cpu().double()  # which not every device has
         return float(values.mean() if weights is None else (weights * values).sum() / weights.sum())
 
-    hits = map(torch.cat, rights)
-    return [Score(mean(hit), mean(torch.cat(loss)), hit) for hit, loss in zip(hits, losses, strict=True)]
+    found = [each.unbind(1) for each in _of_all(predictors, batches, answers)]
+    return [Score(mean(hit), mean(loss), hit.bool()) for hit, loss in found]
 
 
 @torch.no_grad()
 def all_logits(predictors: Sequence[Predictor], batches: Batches) -> list[Tensor]:
     """The logits (N, C) of several predictors on a whole split, in its order."""
-    parts = [each for each, _ in _batchwise(predictors, batches)]
-    return [torch.cat(logits) for logits in zip(*parts, strict=True)]
+    return _of_all(predictors, batches, lambda logits, _: logits)
 
 
-def _batchwise(predictors: Sequence[Predictor], batches: Batches) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Each predictor's logits for a batch, and the labels."""
-    for inputs, labels in batches.in_order():
-        yield [predict(inputs) for predict in predictors], labels
+def _of_all(
+    predictors: Sequence[Predictor], batches: Batches, values: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """What `values` makes of each predictor's logits and the labels, (N, K) each, in the order of the split."""
+    found: list[Tensor] = []
+    for part, inputs, labels in batches.in_order():
+        each = [values(predict(inputs), labels) for predict in predictors]
+        found = found or [value.new_zeros(len(batches), *value.shape[1:]) for value in each]
+        if part is not None:
+            for every, value in zip(found, each, strict=True):
+                every[part] = value
+    # No sample is two ranks': what the others have not is 0.
+    return [batches.ranks.sum(every) for every in found]
 
 
 def test_batches(config: Config, data: Dataset) -> Batches:

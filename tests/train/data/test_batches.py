@@ -1,8 +1,10 @@
 from typing import Any
 
+import pytest
 import torch
 
 from cid.train.data import Batches, Preprocessing, Split
+from cid.train.ranks import Ranks
 
 
 def make_batches(count: int = 21, **options: Any) -> Batches:
@@ -57,10 +59,41 @@ def test_a_last_batch_of_one_is_left_out() -> None:
 
 def test_scoring_is_in_order_normalised_and_not_augmented() -> None:
     batches = make_batches(7)
-    inputs = torch.cat([inputs for inputs, _ in batches.in_order()])
+    inputs = torch.cat([inputs for _, inputs, _ in batches.in_order()])
     images = batches._split.images.double() / 255
     mean, std = torch.tensor([0.1, 0.2]).view(-1, 1, 1), torch.tensor([0.5, 0.25]).view(-1, 1, 1)
     torch.testing.assert_close(inputs.double(), (images - mean) / std, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("count", [8, 9, 15, 64])
+def test_ranks_share_a_batch_in_pairs(size: int, count: int) -> None:
+    parts = [Ranks(rank, size).part(count) for rank in range(size)]
+    assert [i for part in parts for i in range(count)[part]] == list(range(count))
+    assert all(part.stop - part.start >= 2 for part in parts)
+    assert all(part.start % 2 == 0 for part in parts)
+    shortest, longest = min(part.stop - part.start for part in parts), max(part.stop - part.start for part in parts)
+    assert longest - shortest <= 3
+
+
+def test_the_parts_of_the_ranks_are_the_batches_of_one() -> None:
+    alone = make_batches(23, batch_size=8)
+    others = [make_batches(23, batch_size=8, ranks=Ranks(rank, 3)) for rank in range(3)]
+    assert [each.steps for each in others] == [3, 3, 3]
+    assert make_batches(21, batch_size=8, ranks=Ranks(0, 3)).steps == 2  # 5 are not enough for three
+    for whole, *parts in zip(*(each.epoch(2, 1) for each in (alone, *others)), strict=True):
+        assert torch.equal(whole.inputs, torch.cat([part.inputs for part in parts]))
+        assert torch.equal(whole.indices, torch.cat([part.indices for part in parts]))
+        # A mean over ranks of the shares of their means is that over the samples.
+        mean = sum(part.share * part.inputs.mean() for part in parts) / 3
+        torch.testing.assert_close(mean, whole.inputs.mean())
+
+
+def test_ranks_score_every_sample_once() -> None:
+    ranks = [list(make_batches(23, ranks=Ranks(rank, 3)).in_order()) for rank in range(3)]
+    assert [len(each) for each in ranks] == [2, 2, 2]
+    scored = torch.cat([labels for each in ranks for part, _, labels in each if part is not None])
+    assert torch.equal(scored.sort().values, torch.arange(23))
 
 
 def test_augmentation_varies() -> None:

@@ -2,7 +2,8 @@
 
 Images stay bytes (uint8, channels first) until a batch is made of them: then they are cropped and flipped, scaled to
 0..1 and normalised by fixed numbers of the data set, so that every network of a run, and a teacher of an earlier one,
-sees the same inputs. What is random in an epoch is a function of (seed, epoch) alone: a resumed run draws it again.
+sees the same inputs. What is random in an epoch is a function of (seed, epoch) alone: a resumed run draws it again, and
+so does each of several ranks, which then takes its part of every batch.
 With fixed views the augmentation is a function of (view seed, view, sample), and epoch e shows view e mod V: what a
 teacher said of a view once is right in every run.
 """
@@ -20,6 +21,7 @@ from cid.cache import TeacherCache
 from cid.train.data.augmentation import Augmentation, shift_and_flip
 from cid.train.data.images import Normalize, Preprocessing, Split
 from cid.train.data.seeds import mix_seed
+from cid.train.ranks import ALONE, FEWEST, Ranks
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Batch(NamedTuple):
         teacher: the teacher's features and logits, if they are cached.
         weight: how often each sample counts, (B,), if the method asked for weights.
         logit_adjustment: what is to be added to the teacher's logits, (B, C), if the method asked for that.
+        share: how often their mean counts in the mean of the ranks' means, which is that of the samples of all.
     """
 
     inputs: Tensor
@@ -57,6 +60,7 @@ class Batch(NamedTuple):
     teacher: tuple[Tensor, Tensor] | None = None
     weight: Tensor | None = None
     logit_adjustment: Tensor | None = None
+    share: float = 1.0
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The teacher's logits, (B, C), as a method is to take them."""
@@ -66,12 +70,13 @@ class Batch(NamedTuple):
 class Batches:
     """Training batches of one split.
 
-    A last batch of one sample is left out (batch normalisation has no variance of it); a shorter one is used.
+    A last batch of less than two samples a rank is left out (batch normalisation has no variance of one); one that is
+    short otherwise is used.
 
     Args:
         split: the images, on the device that computes.
         preprocessing: how to feed a network.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, of all ranks.
         pad: padding of the random crop, 0 for none.
         flip: whether to mirror at random.
         seed: of the order and the augmentation.
@@ -80,6 +85,7 @@ class Batches:
         cache: the teacher's outputs on these views, which batches then have.
         weights: how often each sample of the split counts, (N,), which batches then have.
         logit_adjustments: what is to be added to the teacher's logits of each, (N, C), which batches then have.
+        ranks: the processes that share each batch.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Batches:
         cache: TeacherCache | None = None,
         weights: Tensor | None = None,
         logit_adjustments: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._split = split
         self._scale = preprocessing.scale
@@ -107,6 +114,7 @@ class Batches:
         self._views = views
         self._view_seed = view_seed
         self._cache = cache
+        self.ranks = ranks
         device = split.images.device
         self.weights = None if weights is None else weights.to(device)
         self._logit_adjustments = None if logit_adjustments is None else logit_adjustments.to(device)
@@ -115,7 +123,7 @@ class Batches:
     def steps(self) -> int:
         """Batches in an epoch."""
         full, rest = divmod(len(self._split), self._batch_size)
-        return full + (rest > 1)
+        return full + (rest >= FEWEST * self.ranks.size)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Draws an epoch. On the CPU, so that every device sees the same batches."""
@@ -137,16 +145,25 @@ class Batches:
     def _draw(self, generator: torch.Generator) -> Augmentation:
         return Augmentation.draw(len(self._split), pad=self._pad, flip=self._flip, generator=generator)
 
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of the batches of an epoch, from that of step `first` on."""
+        plan = self.plan(number)
+        return (self.batch(plan, step) for step in range(first, self.steps))
+
     def batch(self, plan: EpochPlan, step: int) -> Batch:
-        """One step of a plan."""
-        part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+        """This rank's part of one step of a plan."""
+        start = step * self._batch_size
+        count = min(self._batch_size, len(self._split) - start)
+        own = self.ranks.part(count)
+        part = slice(start + own.start, start + own.stop)
         indices = plan.order[part]
         chosen = self._split.take(indices)
         inputs = self._inputs(chosen.images, plan.augmentation.at(part))
         weight = None if self.weights is None else self.weights[indices]
         adjustment = None if self._logit_adjustments is None else self._logit_adjustments[indices]
         teacher = None if plan.view is None else self._cached(plan.samples[part], plan.view)
-        return Batch(inputs, chosen.labels, indices, teacher, weight, adjustment)
+        share = self.ranks.size * (own.stop - own.start) / count
+        return Batch(inputs, chosen.labels, indices, teacher, weight, adjustment, share)
 
     def _cached(self, samples: Tensor, view: int) -> tuple[Tensor, Tensor] | None:
         """The teacher's features and logits, on the device of the images, if there is a cache."""
@@ -173,8 +190,23 @@ class Batches:
         inputs: Tensor = self._normalize(images.float().div_(self._scale))
         return inputs
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples once, in order, not augmented: for scoring."""
-        for start in range(0, len(self._split), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            yield self._normalized(self._split.images[part]), self._split.labels[part]
+    def in_order(self) -> Iterator[tuple[slice | None, Tensor, Tensor]]:
+        """Samples in order, not augmented, for scoring: which of the split they are, the inputs and the labels.
+
+        Of several ranks each has other batches, and all have as many, so that sharded networks run together: one that
+        has none left gets the last again, as None.
+        """
+        count = len(self)
+        starts = range(0, count, self._batch_size)
+        for first in range(0, len(starts), self.ranks.size):
+            own = first + self.ranks.rank
+            start = starts[min(own, len(starts) - 1)]
+            part = slice(start, min(start + self._batch_size, count))
+            yield (
+                part if own < len(starts) else None,
+                self._normalized(self._split.images[part]),
+                self._split.labels[part],
+            )
+
+    def __len__(self) -> int:
+        return len(self._split)

@@ -138,11 +138,10 @@ class Trainer:
         losses = LossMonitor(self._fabric.device)
         if position.losses is not None:
             losses.load_state(position.losses)
-        plan = self._batches.plan(position.epoch)
         self._training.epoch.fill_(position.epoch)
         self._wrapped.train()
-        while position.step < self._batches.steps:
-            loss = self._step(self._batches.batch(plan, position.step), losses)
+        for batch in self._batches.epoch(position.epoch, position.step):
+            loss = self._step(batch, losses)
             position.step += 1
             if position.step % self._check_every == 0:
                 losses.check()

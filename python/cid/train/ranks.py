@@ -1,0 +1,65 @@
+"""The processes that train one network together, each on its part of every batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+# What batch normalisation needs of one rank.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the processes this is, and what they do together: of the default process group, if there are several.
+
+    All of them have to call what is said to be of all, in the same order.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def here(cls) -> Ranks:
+        """Those of the default process group; one where there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks and writes for all."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """Which of `count` samples of a batch are this rank's: neighbours, of which the pairs 2i, 2i + 1 stay together.
+
+        Of `FEWEST` times as many samples as there are ranks, or more, each has `FEWEST` at least.
+        """
+        start, stop = (rank * count // self.size // 2 * 2 for rank in (self.rank, self.rank + 1))
+        return slice(start, count if self.rank + 1 == self.size else stop)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of what each rank has, of all; in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, value: T) -> T:
+        """What the first rank has, of all."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+ALONE = Ranks()
