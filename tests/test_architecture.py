@@ -15,10 +15,10 @@ ROOMS = (
     "backends.options", "backends.kernels", "backends.backend", "backends.autocast", "backends.targets",
     "backends.composed", "backends.reference", "backends.fused", "backends.native", "backends.triton", "backends.ops",
     "backends", "functional", "propensity",
-    "_mirror", "context", "head", "losses", "capture", "student", "teacher", "balance", "distiller", "cache",
+    "_mirror", "_across", "context", "head", "losses", "capture", "student", "teacher", "balance", "distiller", "cache",
     "integrations", "train.settings", "train.sections", "train.files", "train.ranks", "train.data", "train.models",
-    "train.methods", "train.presets", "train.config", "train.networks", "train.folder", "train.scoring", "train.results", "train.run",
-    "train.transfer", "train.evaluation", "train.ship", "bench", "train.study", "cli",
+    "train.methods", "train.presets", "train.config", "train.networks", "train.folder", "train.scoring",
+    "train.results", "train.run", "train.transfer", "train.evaluation", "train.ship", "bench", "train.study", "cli",
 )  # fmt: skip
 LONGEST = 400
 

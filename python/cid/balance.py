@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from cid._across import Across
 from cid.capture import buffers_kept, uncompiled
 
 AUTO = "auto"
@@ -70,29 +71,37 @@ class Balance(nn.Module):
         self.weights = beta, gamma
         self.settled = self.batches >= BATCHES
 
-    def observe(self, student: nn.Module, run: Callable[[], tuple[Tensor, Sequence[Tensor]]]) -> None:
+    def observe(
+        self,
+        student: nn.Module,
+        run: Callable[[], tuple[Tensor, Sequence[Tensor]]],
+        across: Across | None = None,
+    ) -> None:
         """Take in a batch.
 
         Args:
             student: What is trained.
             run: Runs it on the batch; returns its representation, and kd, sample and class. The student's buffers are
                 as they were afterwards.
+            across: The ranks of which the batch is a part of one.
         """
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         put_back = buffers_kept(student)
         try:
             with torch.enable_grad(), uncompiled(student):
-                norms = gradient_norms(*run(), parameters)
+                norms = gradient_norms(*run(), parameters, across)
         finally:
             put_back()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if across is None and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)  # each rank has other samples, and all take the same weights
         if torch.isfinite(norms).all():  # else the loss is not either, which is for who trains to see
             seen = torch.cat([norms.cpu().double(), torch.ones(1, dtype=torch.float64)])
             self.set_extra_state(self.get_extra_state() + seen)
 
 
-def gradient_norms(features: Tensor, terms: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+def gradient_norms(
+    features: Tensor, terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], across: Across | None = None
+) -> Tensor:
     """`SCALE` times the norm of each term's gradient in the parameters that the features depend on, a value a term."""
     found = torch.zeros(len(terms), device=features.device)
     if not features.requires_grad:
@@ -101,6 +110,9 @@ def gradient_norms(features: Tensor, terms: Sequence[Tensor], parameters: Sequen
     body = [parameter for parameter, gradient in zip(parameters, reached, strict=True) if gradient is not None]
     for i, term in enumerate(terms):
         gradients = torch.autograd.grad(SCALE * term, body, retain_graph=True, allow_unused=True)
-        norms = [torch.linalg.vector_norm(each.float()) for each in gradients if each is not None]
+        whole = [each.float() for each in gradients if each is not None]
+        if across is not None and whole:
+            whole = [across.mean(torch.cat([each.flatten() for each in whole]))]
+        norms = [torch.linalg.vector_norm(each) for each in whole]
         found[i] = torch.stack(norms).square().sum().sqrt() if norms else 0.0
     return found

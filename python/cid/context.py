@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import cid._checks as check
 import cid.functional as F
+from cid._across import Across
 from cid._mirror import Mirror
 
 
@@ -26,7 +27,8 @@ class ContextBank(Mirror):
     class be seen: several times C / B for batches of B, since a class that was not seen keeps its row. The count is the
     host's, which `torch.compile` takes for other code each time: compile the models, not what counts.
 
-    Under `torch.distributed` the ranks' sums are added when the bank turns. `DistributedDataParallel` must not
+    Under `torch.distributed` the ranks' sums are added when the bank turns: those of `process_group`, or of the default
+    group where there is one. `DistributedDataParallel` must not
     broadcast the sums before that: wrapped around `cid.CIDLoss` or `cid.Distiller` it is told so; elsewhere pass
     `broadcast_buffers=False`.
 
@@ -38,6 +40,7 @@ class ContextBank(Mirror):
             that accumulates gradients over k batches takes k steps for one of its optimizer.
         temperature: T of the weights, from 1e-30 to 1e30.
         ignore_index: A label that marks a sample as unlabelled: it is not gathered.
+        process_group: The ranks whose sums are added; None for those of the default group.
         backend: See `cid.functional`.
         device: Where the buffers are made.
         dtype: Their type. Sums over an epoch need float32 at least: `.half()` leaves the buffers as they are.
@@ -79,6 +82,7 @@ class ContextBank(Mirror):
         steps_per_turn: int | None = None,
         temperature: float = 4.0,
         ignore_index: int = -100,
+        process_group: "dist.ProcessGroup | None" = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -96,6 +100,7 @@ class ContextBank(Mirror):
         self.temperature = temperature
         self.ignore_index = ignore_index
         self.backend = backend
+        self._across = None if process_group is None else Across(process_group)
         self.register_buffer("context", torch.zeros(num_classes, dim, device=device, dtype=dtype))
         self.register_buffer("numerator", torch.zeros(num_classes, dim, device=device, dtype=dtype))
         self.register_buffer("denominator", torch.zeros(num_classes, device=device, dtype=dtype))
@@ -172,8 +177,9 @@ class ContextBank(Mirror):
     def turn(self) -> None:
         """What was gathered becomes the context, and gathering starts anew."""
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.numerator)
-            dist.all_reduce(self.denominator)
+            group = None if self._across is None else self._across.group
+            dist.all_reduce(self.numerator, group=group)
+            dist.all_reduce(self.denominator, group=group)
         weight = self.denominator[:, None]
         seen = weight != 0  # a NaN counts: it must show in the losses, not vanish here
         gathered = self.numerator / torch.where(seen, weight, 1.0)

@@ -1,14 +1,14 @@
 """Distillation around two models that stay as they are."""
 
 import copy
-import sys
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 import cid._checks as check
+from cid._across import EXCHANGE, is_sharded, uncompiled
 from cid.balance import AUTO, Balance
 from cid.capture import Classifier, Layers
 from cid.functional import CIDOutput
@@ -16,6 +16,9 @@ from cid.head import FoldedHead
 from cid.losses import CIDLoss, ignored_by_ddp
 from cid.student import InterventionalStudent, with_head
 from cid.teacher import ask_teacher, teacher_outputs
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Distiller", "InterventionalStudent", "teacher_outputs"]
 
@@ -43,8 +46,11 @@ class Distiller(nn.Module):
     that the student predicts with. A batch x that is a mapping is passed on by name, `model(**x)`, as Hugging Face's
     models take theirs.
 
-    `DistributedDataParallel` around it needs `find_unused_parameters=True` where there are warm-up epochs, whose loss
-    does not reach the head. `torch.nn.DataParallel` loses what its replicas gather.
+    With `process_group` the batches of several ranks are parts of one, see `cid.CIDLoss`: within
+    `DistributedDataParallel`, or sharded by `fully_shard`, the distiller trains as one process does with the whole
+    batch. Without, each rank has batches of its own, and `DistributedDataParallel` needs `find_unused_parameters=True`
+    where there are warm-up epochs, whose loss does not reach the head. `torch.nn.DataParallel` loses what its replicas
+    gather.
 
     Args:
         student: A module that takes the batch x.
@@ -65,6 +71,8 @@ class Distiller(nn.Module):
         student_layer: Name of the student's classifying layer, where it is not the last fitting one, or a tuple.
         teacher_layer: Name of the teacher's classifying layer, or a tuple.
         teacher_dim: Dt, the size of the teacher's features; with `teacher=None` alone.
+        process_group: The ranks whose batches are parts of one; see `cid.CIDLoss`.
+        pairs: "all", or "local" for class representations of each rank's samples alone.
         backend: See `cid.functional`.
 
     Attributes:
@@ -94,9 +102,6 @@ class Distiller(nn.Module):
         torch.Size([8, 5])
     """
 
-    # See CIDLoss: these are gathered by each rank for itself.
-    _ddp_params_and_buffers_to_ignore = ignored_by_ddp("criterion", CIDLoss._ddp_params_and_buffers_to_ignore)
-
     def __init__(
         self,
         student: nn.Module,
@@ -116,6 +121,8 @@ class Distiller(nn.Module):
         student_layer: str | Sequence[str] | None = None,
         teacher_layer: str | Sequence[str] | None = None,
         teacher_dim: int | None = None,
+        process_group: "ProcessGroup | None" = None,
+        pairs: str = "all",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -155,7 +162,13 @@ class Distiller(nn.Module):
             differentiable_context=differentiable_context,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            process_group=process_group,
+            pairs=pairs,
             backend=backend,
+        )
+        # See CIDLoss: these are gathered by each rank for itself.
+        self._ddp_params_and_buffers_to_ignore = ignored_by_ddp(
+            "criterion", self.criterion._ddp_params_and_buffers_to_ignore
         )
         for name, module in student.named_modules():
             if isinstance(module, FoldedHead):
@@ -226,24 +239,24 @@ class Distiller(nn.Module):
             return self._predict(x)
         if self.balance is None or self.balance.settled or not self.training:
             return self._losses(x, target, teacher, weight)
-        if not torch.compiler.is_dynamo_compiling():
-            return self._first_losses(self.balance, x, target, teacher, weight)
-        torch._dynamo.graph_break(msg='cid.Distiller chooses weights that are "auto" by its first batches')
-        losses: CIDOutput = torch._dynamo.disable(self._first_losses)(self.balance, x, target, teacher, weight)  # type: ignore[no-untyped-call]
-        return losses
+        why = 'cid.Distiller chooses weights that are "auto" by its first batches'
+        return uncompiled(why, self._first_losses, self.balance, x, target, teacher, weight)
 
     def _losses(
         self, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None, weight: Tensor | None
     ) -> CIDOutput:
-        heard = self._heard(x, teacher)
-        output: CIDOutput = self.criterion(*self._student.read(self.student_model, x), *heard, target, weight)
-        return output
+        criterion, heard = self.criterion, self._heard(x, teacher)
+        if criterion.across is None or not self.training:
+            output: CIDOutput = criterion(*self._student.read(self.student_model, x), *heard, target, weight)
+            return output
+        exchange = uncompiled(EXCHANGE, criterion.begin, heard[0], target)  # on its way while the student runs
+        return criterion.losses((*self._student.read(self.student_model, x), *heard, target, weight), exchange)
 
     def _first_losses(
         self, balance: Balance, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None, weight: Tensor | None
     ) -> CIDOutput:
         """The losses of one of the batches that choose the weights, by the weights as they are with it."""
-        if _is_sharded(self):
+        if is_sharded(self):
             raise RuntimeError(
                 'beta, gamma: got "auto", and the parameters are sharded (fully_shard), accepted: numbers, as an '
                 "unsharded distiller chooses them"
@@ -254,7 +267,7 @@ class Distiller(nn.Module):
             features, logits = self._student.read(self.student_model, x)
             return features, self.criterion.terms(features, logits, *heard, target, weight)
 
-        balance.observe(self.student_model, run)
+        balance.observe(self.student_model, run, self.criterion.across)
         _take_weights(self)
         return self._losses(x, target, heard, weight)
 
@@ -333,7 +346,7 @@ class Distiller(nn.Module):
             >>> torch.equal(distiller.student(head=False)(x), student(x))
             True
         """
-        if _is_sharded(self):
+        if is_sharded(self):
             raise RuntimeError(
                 "student: its parameters, or the head's, are sharded (fully_shard), accepted: whole ones. Gather them "
                 "with torch.distributed.checkpoint.state_dict.get_model_state_dict(distiller, "
@@ -383,12 +396,3 @@ def _copy(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     return copy.deepcopy(model, memo)
-
-
-def _is_sharded(distiller: nn.Module) -> bool:
-    """Whether `fully_shard` has been at a module, or parameters are `DTensor`s for another reason."""
-    # To import these takes as long as PyTorch does: who has not done so has none of theirs.
-    tensor, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
-    return (tensor is not None and any(isinstance(value, tensor.DTensor) for value in distiller.parameters())) or (
-        fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in distiller.modules())
-    )

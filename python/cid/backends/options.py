@@ -59,3 +59,24 @@ class CIDOutput(NamedTuple):
     """Distance of the class representations, detached."""
     logits: Tensor | None
     """The interventional logits z, (B, C), detached; None in warm-up."""
+
+
+class Whole(NamedTuple):
+    """The batch of several ranks that the samples of `CIDInputs` are a part of.
+
+    The mean of the ranks' losses has the gradients of the loss of the whole batch.
+    """
+
+    student_features: Tensor
+    """Of all samples that class compares; those of this rank have gradients."""
+    teacher_features: Tensor
+    labels: Tensor
+    """Their classes, int64."""
+    ignore_index: int
+    """The label of a sample in no class."""
+    share: Tensor
+    """How many times the mean over the samples of this rank counts."""
+    labelled_share: Tensor
+    """How many times that over those with a label does."""
+    pulls: int
+    """How many times the gradients of class count: each rank has those of its own samples alone."""

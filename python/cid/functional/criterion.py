@@ -1,12 +1,13 @@
 """All terms of interventional distillation at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 import cid._checks as check
-from cid.backends import autocast, checking_cid_loss, select
-from cid.backends.options import CIDInputs, CIDOptions, CIDOutput
+from cid.backends import autocast, checking_cid_loss, composed, select
+from cid.backends.options import CIDInputs, CIDOptions, CIDOutput, Whole
 from cid.functional.context import check_sums
 
 
@@ -100,12 +101,22 @@ def cid_loss(
         adapter_weight, adapter_bias, head_weight, head_bias, context, context_sums,
     )  # fmt: skip
     options = CIDOptions(alpha, beta, gamma, temperature, differentiable_context, ignore_index, label_smoothing)
-    output = checking_cid_loss(backend, inputs, options)
-    if output is not None:
+    return cid_loss_of(inputs, options, backend)
+
+
+def cid_loss_of(
+    inputs: CIDInputs, options: CIDOptions, backend: str | None, whole: Callable[[], Whole] | None = None
+) -> CIDOutput:
+    """`cid_loss` of its arguments; where they are a part of a batch, `whole` makes that of the class representations.
+
+    The mean of the ranks' losses has then the gradients that the whole batch's has, and that of each term its value.
+    """
+    if whole is None and (output := checking_cid_loss(backend, inputs, options)) is not None:
         return output
     floats = _check(inputs, options)
-    inputs, options = inputs._replace(**floats), options._replace(temperature=float(temperature))
-    return select(backend, *floats.values()).cid_loss(inputs, options)
+    inputs, options = inputs._replace(**floats), options._replace(temperature=float(options.temperature))
+    chosen = select(backend, *floats.values())
+    return chosen.cid_loss(inputs, options) if whole is None else composed.cid_loss(chosen, inputs, options, whole)
 
 
 def _check(inputs: CIDInputs, options: CIDOptions) -> dict[str, Any]:

@@ -1,17 +1,26 @@
 """All terms of interventional distillation as a module, with what is trained with them and the schedule."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import cid._checks as check
-import cid.functional as F
+from cid._across import EXCHANGE, PAIRS, Across, Exchange, uncompiled
 from cid._mirror import Mirror
+from cid.backends.options import CIDInputs, CIDOptions
 from cid.context import ContextBank
 from cid.functional import CIDOutput
+from cid.functional.criterion import cid_loss_of
 from cid.head import InterventionalHead
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# Features and logits of student and teacher, target and weight: what `CIDLoss.forward` takes.
+Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+HEAD = ("head.weight", "head.bias")
 
 
 class CIDLoss(Mirror):
@@ -30,6 +39,14 @@ class CIDLoss(Mirror):
 
     The parameters of this module are trained with the student: give `param_groups` to the optimizer.
 
+    With `process_group` the batches of its ranks are parts of one, in training mode: the mean of the ranks' losses has
+    the value and the gradients that one process has of the whole batch, and the mean of each term its value. Labelled
+    samples are counted, and pairs of a class compared, over all ranks, whose parts may be of any sizes. Each rank sends
+    its labels and its features, f and t, and computes class of all. This is for `DistributedDataParallel`, and whatever
+    else takes the mean of the ranks' gradients. The head is made the same on all ranks here and takes the mean of its
+    gradients by itself, so that warm-up epochs need no `find_unused_parameters`. All ranks make their modules and their
+    steps in the same order. In eval mode each has the losses of its own samples.
+
     Args:
         student_dim: Ds, the size of the input of the student's last linear layer.
         teacher_dim: Dt, the teacher's.
@@ -45,6 +62,9 @@ class CIDLoss(Mirror):
         differentiable_context: Whether gradients flow through the marginal context into the student's logits.
         ignore_index: A label that marks a sample as unlabelled: it counts in kd and sample alone.
         label_smoothing: From 0 to 1: how much of ce goes to all classes alike; see `cid.functional.cid_loss`.
+        process_group: The ranks whose batches are parts of one; None where each rank's batch is one.
+        pairs: "all", or "local" for class representations of each rank's samples alone: nothing but counts is exchanged
+            in a step then, and class is the mean of the ranks', which see fewer pairs.
         backend: See `cid.functional`.
 
     Attributes:
@@ -80,7 +100,7 @@ class CIDLoss(Mirror):
     epoch: Tensor
     # DistributedDataParallel would overwrite each rank's sums with those of rank 0 before every step; and the counts,
     # which each rank keeps by itself, would have to be read again.
-    _ddp_params_and_buffers_to_ignore = ("epoch", "bank.numerator", "bank.denominator", "bank.steps")
+    _ddp_params_and_buffers_to_ignore: tuple[str, ...] = ("epoch", "bank.numerator", "bank.denominator", "bank.steps")
 
     def __init__(
         self,
@@ -98,6 +118,8 @@ class CIDLoss(Mirror):
         differentiable_context: bool = False,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        process_group: "ProcessGroup | None" = None,
+        pairs: str = "all",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -128,8 +150,14 @@ class CIDLoss(Mirror):
             steps_per_turn=steps_per_turn,
             temperature=temperature,
             ignore_index=ignore_index,
+            process_group=process_group,
             backend=backend,
         )
+        check.choice("pairs", pairs, PAIRS)
+        self.across = None if process_group is None else Across(process_group, pairs)
+        if self.across is not None:
+            self.across.same(*self.head.parameters())
+            self._ddp_params_and_buffers_to_ignore = (*self._ddp_params_and_buffers_to_ignore, *HEAD)
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         self._set_epoch(0)
         self._keep()
@@ -166,44 +194,55 @@ class CIDLoss(Mirror):
             TypeError: An argument has a wrong type or dtype.
             ValueError: An argument has a wrong shape, device or value; nothing has been gathered.
         """
+        given = student_features, student_logits, teacher_features, teacher_logits, target, weight
+        if self.across is None or not self.training:
+            return self.losses(given)
+        return self.losses(given, uncompiled(EXCHANGE, self.begin, teacher_features, target))
+
+    def begin(self, teacher_features: Tensor, target: Tensor) -> Exchange:
+        """Start a step of several ranks with what is known before the student runs; `losses` ends it."""
+        assert self.across is not None
+        return self.across.begin(teacher_features, target, self.ignore_index)
+
+    def losses(self, given: Given, exchange: Exchange | None = None) -> CIDOutput:
+        """`forward` of its arguments, which are, where `exchange` was begun, a part of what several ranks have."""
         adapter, head, bank = self.adapter, self.head, self.bank  # each look costs a microsecond
         self._notice()
         if self._warming_up:  # else the contexts tell how many classes there are
-            check.shape("student_logits", check.tensor("student_logits", student_logits), ("B", head.num_classes))
+            check.shape("student_logits", check.tensor("student_logits", given[1]), ("B", head.num_classes))
         counting = self.training and bank.steps_per_turn is not None
         if counting and bank.turn_if_due():
             self._count_epoch()
-        gathering = self.training and self._gathering
+        context = None if self._warming_up else bank.context
+        sums = (bank.numerator, bank.denominator) if self.training and self._gathering else None
+        inputs = CIDInputs(*given, adapter.weight, adapter.bias, head.weight, head.bias, context, sums)
+        options = self._options(self.alpha, self.beta, self.gamma)
         try:
-            output = F.cid_loss(
-                student_features,
-                student_logits,
-                teacher_features,
-                teacher_logits,
-                target,
-                weight=weight,
-                adapter_weight=adapter.weight,
-                adapter_bias=adapter.bias,
-                head_weight=head.weight,
-                head_bias=head.bias,
-                context=None if self._warming_up else bank.context,
-                beta=self.beta,
-                gamma=self.gamma,
-                alpha=self.alpha,
-                temperature=self.temperature,
-                differentiable_context=head.differentiable,
-                ignore_index=self.ignore_index,
-                label_smoothing=self.label_smoothing,
-                context_sums=(bank.numerator, bank.denominator) if gathering else None,
-                backend=self.backend,
-            )
+            if exchange is None:
+                output = cid_loss_of(inputs, options, self.backend)
+            else:
+                output = uncompiled(EXCHANGE, self._of_ranks, inputs, options, exchange)
         except ValueError:
             # The function names weights, too: where a shape is the fault, say it of what was passed here.
-            self._check_shapes(student_features, student_logits, teacher_features, teacher_logits)
+            self._check_shapes(*given[:4])
             raise
         if counting:
             bank.count_step()
         return output
+
+    def _options(self, alpha: float, beta: float, gamma: float) -> CIDOptions:
+        return CIDOptions(
+            alpha, beta, gamma, self.temperature, self.head.differentiable, self.ignore_index, self.label_smoothing
+        )
+
+    def _of_ranks(self, inputs: CIDInputs, options: CIDOptions, exchange: Exchange) -> CIDOutput:
+        """The losses of a part of what several ranks have."""
+        assert self.across is not None
+        whole = exchange.whole(inputs.student_features, inputs.target, self.ignore_index)
+        if inputs.context is not None:
+            weight, bias = map(self.across.averaging, (inputs.head_weight, inputs.head_bias))
+            inputs = inputs._replace(head_weight=weight, head_bias=bias)
+        return cid_loss_of(inputs, options, self.backend, whole)
 
     def terms(
         self,
@@ -230,27 +269,15 @@ class CIDLoss(Mirror):
         """
         self._check_shapes(student_features, student_logits, teacher_features, teacher_logits)
 
+        given = student_features, student_logits, teacher_features, teacher_logits, target, weight
+        adapter, head = self.adapter, self.head
+        inputs = CIDInputs(*given, adapter.weight, adapter.bias, head.weight, head.bias, None, None)
+
         def alone(alpha: float, beta: float, gamma: float) -> Tensor:
-            output: CIDOutput = F.cid_loss(
-                student_features,
-                student_logits,
-                teacher_features,
-                teacher_logits,
-                target,
-                weight=weight,
-                adapter_weight=self.adapter.weight,
-                adapter_bias=self.adapter.bias,
-                head_weight=self.head.weight,
-                head_bias=self.head.bias,
-                context=None,
-                beta=beta,
-                gamma=gamma,
-                alpha=alpha,
-                temperature=self.temperature,
-                ignore_index=self.ignore_index,
-                backend=self.backend,
-            )
-            return output.loss
+            options = self._options(alpha, beta, gamma)
+            if self.across is None:
+                return cid_loss_of(inputs, options, self.backend).loss
+            return self._of_ranks(inputs, options, self.begin(teacher_features, target)).loss
 
         return alone(1.0, 0.0, 0.0), alone(0.0, 1.0, 0.0), alone(0.0, 0.0, 1.0)
 
