@@ -115,6 +115,8 @@ def test_ranks_train_as_one_process(ranks: int, tmp_path: Path) -> None:
         alone = make(**options)
         for key, expected in train(alone, alone, kind, epochs(name)).items():
             for each in found:
-                torch.testing.assert_close(
-                    each[name][key], expected, rtol=1e-7, atol=1e-9, msg=lambda text, at=(name, key): f"{at}: {text}"
-                )
+                close(each[name][key], expected, f"{name}, {key}")
+
+
+def close(found: Tensor, expected: Tensor, what: str) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=lambda text: f"{what}: {text}")
