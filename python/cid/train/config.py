@@ -115,6 +115,11 @@ def _complete(config: Config) -> Config:
         if random:
             raise ConfigError("--cache-teacher: needs fixed views, accepted: together with --views")
         data = dataclasses.replace(data, views=1)
+    if optim.batch_size % optim.accumulate or optim.batch_size < 2 * optim.accumulate:
+        raise ConfigError(
+            f"--accumulate: got {optim.accumulate}, accepted: what divides --batch-size, here {optim.batch_size}, into "
+            "equal parts of two images or more"
+        )
     if optim.teacher_epochs is None:
         optim = dataclasses.replace(optim, teacher_epochs=optim.epochs)
     for options in map(method.options, registry()):

@@ -83,6 +83,22 @@ class OptimConfig:
         rule=one_of("step", "cosine", "onecycle", "constant"),
     )
     weight_decay: float = setting(5e-4, "weight decay; the adapter has none", rule=at_least(0))
+    accumulate: int = setting(
+        1, "parts of a batch that pass one after another, their gradients added up to one step", rule=at_least(1)
+    )
+    clip_norm: float | None = setting(
+        None, "scale the gradients of a step down to this norm where theirs is larger", rule=above(0)
+    )
+    ema: float | None = setting(
+        None,
+        "score, keep and save an exponential moving average of the students, of this decay in a step (0.999, say)",
+        rule=within(0, 1),
+    )
+    patience: int | None = setting(
+        None,
+        "stop after so many epochs in a row without a better validation accuracy (or the same, and a lower loss)",
+        rule=at_least(1),
+    )
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,15 @@ def make_trainer(
     record: Callable[[dict[str, Any]], None] = lambda metrics: None,
     optimizer: str = "sgd",
     precision: str = "32-true",
+    patience: int | None = None,
+    ema: float | None = None,
+    **optim: Any,
 ) -> Trainer:
     folder.mkdir(exist_ok=True)
-    optim = OptimConfig(optimizer=optimizer, lr=0.05, schedule="onecycle")
+    config = OptimConfig(optimizer=optimizer, lr=0.05, schedule="onecycle", **optim)
     return Trainer(
         Fabric(accelerator="cpu", devices=1, precision=precision),  # type: ignore[arg-type]
-        Job("x", folder, EPOCHS, optim, every),
+        Job("x", folder, EPOCHS, config, every, patience=patience, ema=ema),
         training,
         batches=batches(0),
         validation=batches(1),

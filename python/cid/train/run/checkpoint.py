@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from cid._errors import CheckpointError, NonFiniteError
 from cid.train.files import all_finite, read_tensors, write_tensors
 from cid.train.methods import Training
+from cid.train.run.average import Average
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Checkpoint:
         optimizer: its optimizer.
         device: where it trains, for that device's random state.
         precision: Fabric's precision plugin (a gradient scaler has state).
+        average: of the network, if there is one.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Checkpoint:
     optimizer: Optimizer
     device: torch.device
     precision: Any
+    average: Average | None = None
     _header: dict[str, Any] = field(default_factory=dict, init=False)
 
     def save(self, position: Position) -> None:
@@ -89,6 +92,8 @@ class Checkpoint:
             "optimizer": optimizer_scalars,
             "precision": self.precision.state_dict(),
         }
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in self.average.state().items()}
         if position.best is not None:
             tensors |= {f"best.{key}": value for key, value in position.best.state.items()}
             header["best"] = {"epoch": position.best.epoch, "score": position.best.score}
@@ -107,6 +112,8 @@ class Checkpoint:
             self.training.load_trained_state(_part(tensors, "method."))
             _unflatten(self.optimizer, _part(tensors, "optimizer."), header["optimizer"])
             self.precision.load_state_dict(header["precision"])
+            if self.average is not None:
+                self.average.load_state(_part(tensors, "average."))
             best = header.get("best")
             position = Position(
                 epoch=header["epoch"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from cid._errors import InterruptedRunError, NonFiniteError
 from cid.train.data import Batch, Batches
 from cid.train.methods import StepOutput, Training
+from cid.train.run.accumulation import micro_batches
+from cid.train.run.average import Average
 from cid.train.run.checkpoint import Best, Checkpoint, Position
 from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
@@ -41,6 +44,8 @@ class Job:
         optim: how to train.
         checkpoint_every: steps between checkpoints, beside each epoch's.
         last: whether the last epoch is kept, rather than the best.
+        patience: after how many epochs without a better one it ends.
+        ema: the decay of the average that is scored and kept, in place of the weights themselves.
     """
 
     name: str
@@ -49,6 +54,8 @@ class Job:
     optim: OptimConfig
     checkpoint_every: int | None = None
     last: bool = False
+    patience: int | None = None
+    ema: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,14 @@ class Trainer:
         self._stop = stop
         optimizer = make_optimizer(training.param_groups(job.optim.weight_decay), job.optim)
         self._wrapped, self._optimizer = fabric.setup(training, optimizer)
+        self._average = None if job.ema is None else Average(training, job.ema)
         self._checkpoint = Checkpoint(
-            job.folder / "checkpoint.safetensors", training, optimizer, fabric.device, fabric.strategy.precision
+            job.folder / "checkpoint.safetensors",
+            training,
+            optimizer,
+            fabric.device,
+            fabric.strategy.precision,
+            self._average,
         )
         self._position = self._checkpoint.load()
         self._started = time.perf_counter() - self._position.seconds
@@ -119,7 +132,7 @@ class Trainer:
         position, steps = self._position, self._batches.steps
         self._observer.start(self._job.name, self._job.epochs * steps, position.epoch * steps + position.step)
         try:
-            while position.epoch < self._job.epochs:
+            while position.epoch < self._job.epochs and not self._out_of_patience():
                 losses = self._train_epoch()
                 self._finish_epoch(losses)
         except NonFiniteError as error:
@@ -131,6 +144,11 @@ class Trainer:
         self._training.load_trained_state(best.state)
         self._training.eval()
         return Trained(best.epoch, best.score[0], position.seconds)
+
+    def _out_of_patience(self) -> bool:
+        """Whether it is too long since the best epoch; where no epoch could be scored yet, it is not."""
+        best, patience = self._position.best, self._job.patience
+        return patience is not None and best is not None and self._position.epoch - 1 - best.epoch >= patience
 
     def _train_epoch(self) -> LossMonitor:
         """The steps of the current epoch that are not done yet."""
@@ -154,10 +172,21 @@ class Trainer:
         done = self._position.epoch * self._batches.steps + self._position.step
         set_learning_rate(self._optimizer, self._learning_rate(done))
         self._optimizer.zero_grad()
-        output: StepOutput = self._wrapped(batch)
-        losses.add(done, output, batch.target)
-        self._fabric.backward(output.loss)
+        optim, parts = self._job.optim, micro_batches(batch, self._job.optim.accumulate)
+        for part in parts:
+            unfinished = len(parts) > 1 and part is not parts[-1]
+            with self._fabric.no_backward_sync(self._wrapped) if unfinished else nullcontext():
+                output: StepOutput = self._wrapped(part)
+                losses.add(done, output, part.target)
+                self._fabric.backward(output.loss if part.share == 1 else part.share * output.loss)
+        if optim.clip_norm is not None:
+            # A gradient that is not finite makes a weight that is not, which is seen there.
+            self._fabric.clip_gradients(
+                self._wrapped, self._optimizer, max_norm=optim.clip_norm, error_if_nonfinite=False
+            )
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update(done)
         return output.loss.detach()
 
     def _learning_rate(self, steps_done: int) -> float:
@@ -186,6 +215,19 @@ class Trainer:
 
     def _finish_epoch(self, losses: LossMonitor) -> None:
         """Scores the epoch, keeps it if it is the best, turns to the next and saves."""
+        with nullcontext() if self._average is None else self._average.applied():
+            metrics = self._score(losses)
+        self._record(metrics)
+        self._observer.epoch(metrics)
+        self._training.epoch_end()
+        position = self._position
+        position.epoch += 1
+        position.step = 0
+        position.losses = None
+        self._save()
+
+    def _score(self, losses: LossMonitor) -> dict[str, Any]:
+        """The metrics of the epoch, which is kept if it is the best."""
         position, training = self._position, self._training
         self._wrapped.eval()
         (score,) = evaluate([self._predict], self._validation)
@@ -196,7 +238,7 @@ class Trainer:
         if training.scorable and better:
             state = {key: value.detach().clone() for key, value in training.trained_state().items()}
             position.best = Best(position.epoch, ranking, state)
-        metrics = {
+        return {
             "epoch": position.epoch,
             "lr": self._learning_rate((position.epoch + 1) * self._batches.steps - 1),
             **losses.means(),
@@ -206,10 +248,3 @@ class Trainer:
             "scorable": training.scorable,
             "best_epoch": position.best and position.best.epoch,
         }
-        self._record(metrics)
-        self._observer.epoch(metrics)
-        training.epoch_end()
-        position.epoch += 1
-        position.step = 0
-        position.losses = None
-        self._save()

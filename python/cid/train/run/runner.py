@@ -135,8 +135,17 @@ class Run:
         train, validation, adjustment = (
             (None, None, None) if weights is None else (weights.train, weights.validation, weights.logit_adjustment)
         )
+        job = Job(
+            name,
+            self.folder.network(name),
+            network.epochs,
+            config.optim,
+            config.run.checkpoint_every,
+            patience=config.optim.patience,
+            ema=None if network.method == TEACHER else config.optim.ema,
+        )
         return self.fit(
-            Job(name, self.folder.network(name), network.epochs, config.optim, config.run.checkpoint_every),
+            job,
             training,
             self.batches(
                 self.data.train,
@@ -161,7 +170,7 @@ class Run:
     ) -> Trained:
         """Does a job from where an earlier attempt stopped; its metrics go to `files`, each line begun by `key`."""
         if self.config.run.compile:
-            training.compile_step(self.config.optim.batch_size)
+            training.compile_step(self.config.optim.batch_size // self.config.optim.accumulate)
         trainer = Trainer(
             self.fabric,
             job,

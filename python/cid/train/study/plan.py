@@ -20,6 +20,9 @@ from cid.train.folder import TEACHER
 KEYS = ("methods", "seeds", "draws", "settings", "grid")
 # What a study says itself, of all its runs.
 OWN = {"method.methods": "methods", "run.seeds": "seeds"}
+# Settings that came later: a row or a folder of before says nothing of them, so that they are no part of it at their
+# defaults.
+LATER = {"optim": ("accumulate", "clip_norm", "ema", "patience")}
 # Where files lie, and what computes: no part of what a row is of.
 PLACES = {
     "data": ("dir",),
@@ -140,6 +143,7 @@ def digest(config: Config, method: str, seed: int) -> str:
     sections = _sections(config)
     if method == TEACHER:
         del sections["models"]["student"], sections["optim"]["epochs"]
+        sections["optim"].pop("ema", None)
         sections["method"] = {}
     else:
         # Its teacher's, too, and the weights', which the first seed draws.
@@ -153,7 +157,10 @@ def _sections(config: Config) -> dict[str, dict[str, Any]]:
         name: {key: value for key, value in section.items() if key not in PLACES.get(name, ())}
         for name, section in dataclasses.asdict(config).items()
     }
-    # A setting that came later is no part of what says nothing about it: rows and folders of before stay as they were.
+    for name, keys in LATER.items():
+        for each in dataclasses.fields(getattr(config, name)):
+            if each.name in keys and found[name][each.name] == each.default:
+                del found[name][each.name]
     data, method = found["data"], found["method"]
     data["classes"] = sorted(data["classes"])
     if not data["classes"]:
