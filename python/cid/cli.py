@@ -64,6 +64,7 @@ EXTRAS = {
         ("PIL", "jinja2", "lightning_fabric", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "tomli_w"),
         "train",
     ),
+    **dict.fromkeys(("lightning", "mlflow", "tensorboard", "wandb"), "loggers"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("cv2", "imagecorruptions", "numba", "skimage"), "corruptions"),
 }

@@ -119,3 +119,9 @@ class RunConfig:
     checkpoint_every: int | None = setting(
         None, "save a checkpoint every so many steps, beside each epoch's", rule=at_least(1)
     )
+    logger: tuple[str, ...] = setting(
+        (),
+        "where else the metrics go, one or more of csv, tensorboard, wandb and mlflow (but for csv they need the extra "
+        "cid-distill[loggers])",
+        rule=distinct(one_of("csv", "tensorboard", "wandb", "mlflow"), least=0),
+    )

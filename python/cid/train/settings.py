@@ -48,11 +48,11 @@ def one_of(*choices: str) -> Rule:
     return Rule(lambda value: value in choices, " or ".join(choices))
 
 
-def distinct(rule: Rule) -> Rule:
-    """A list, not empty and without repeats, of values that `rule` accepts."""
+def distinct(rule: Rule, *, least: int = 1) -> Rule:
+    """A list of at least so many values, without repeats, that `rule` accepts."""
     return Rule(
-        lambda values: 0 < len(values) == len(set(values)) and all(map(rule.accepts, values)),
-        f"one or more, each once, of: {rule.words}",
+        lambda values: least <= len(values) == len(set(values)) and all(map(rule.accepts, values)),
+        f"{'one or more' if least else 'any'}, each once, of: {rule.words}",
     )
 
 

@@ -18,6 +18,7 @@ from cid.train.config import Config
 from cid.train.data import Dataset, load_dataset
 from cid.train.models import InputSpec, build_model
 from cid.train.networks import load_teacher
+from cid.train.run.loggers import check_installed
 from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
 
@@ -86,6 +87,7 @@ class Inputs:
             DataError: images are missing or damaged.
             CheckpointError: the cache, or the teacher's weights for it, are missing, damaged, or don't fit.
         """
+        check_installed(config.run.logger)
         measured = config.run.precision == "auto"
         fabric = make_fabric(_with_precision(config, FULL) if measured else config)
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))

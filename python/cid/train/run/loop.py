@@ -113,7 +113,7 @@ class Trainer:
             self._average,
         )
         self._position = self._checkpoint.load()
-        self._started = time.perf_counter() - self._position.seconds
+        self._started = 0.0
         self._check_every = CHECK_EVERY.get(fabric.device.type, CHECK_EVERY_ELSEWHERE)
 
     @property
@@ -130,6 +130,7 @@ class Trainer:
             OSError: a checkpoint can't be written.
         """
         position, steps = self._position, self._batches.steps
+        self._started = time.perf_counter() - position.seconds
         self._observer.start(self._job.name, self._job.epochs * steps, position.epoch * steps + position.step)
         try:
             while position.epoch < self._job.epochs and not self._out_of_patience():

@@ -25,6 +25,9 @@ class Observer(Protocol):
     def finish(self, name: str, summary: str) -> None:
         """A network is trained and scored."""
 
+    def note(self, line: str) -> None:
+        """Something else that the user has to know."""
+
 
 class Lines:
     """One line a network, for logs and pipes."""
@@ -51,6 +54,10 @@ class Lines:
     def finish(self, name: str, summary: str) -> None:
         """Prints the line."""
         print(f"{name}: {summary}", flush=True)
+
+    def note(self, line: str) -> None:
+        """Prints it as an error."""
+        print(line, file=sys.stderr, flush=True)
 
 
 class Bars:
@@ -96,6 +103,10 @@ class Bars:
             self._progress.remove_task(self._task)
             self._task = None
         self._progress.console.print(f"{name:<14} {summary}", highlight=False)
+
+    def note(self, line: str) -> None:
+        """Puts it above the bar."""
+        self._progress.console.print(line, highlight=False, markup=False)
 
 
 def make_observer() -> Lines | Bars:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from cid.train.models import build_model, count_parameters
 from cid.train.networks import Description, load_teacher, save_network, without_head
 from cid.train.results import curves, table
 from cid.train.run.inputs import Inputs, cpu_threads
+from cid.train.run.loggers import RunLog
 from cid.train.run.loop import Job, Trained, Trainer
 from cid.train.run.precision import FULL
 from cid.train.run.progress import Observer
@@ -87,6 +88,8 @@ class Run:
         self.config, self.fabric, self.data = self.inputs.config, self.inputs.fabric, self.inputs.data
         self.spec = self.inputs.spec
         self.cache = self.inputs.cache
+        loggers = self.config.run.logger if self.fabric.is_global_zero else ()
+        self.log = RunLog(loggers, self.folder, self.config, self.observer.note)
 
     def batches(
         self,
@@ -157,6 +160,7 @@ class Run:
             self.batches(self.data.validation, network.seed, weights=validation),
             self.folder,
             network.key,
+            network,
         )
 
     def fit(
@@ -167,8 +171,18 @@ class Run:
         validation: Batches,
         files: RunFolder,
         key: Mapping[str, Any],
+        network: Network | None = None,
     ) -> Trained:
-        """Does a job from where an earlier attempt stopped; its metrics go to `files`, each line begun by `key`."""
+        """Does a job from where an earlier attempt stopped; its metrics go to `files`, each line begun by `key`.
+
+        Those of a network of the run, if it is one, go where people look, too.
+        """
+
+        def record(metrics: dict[str, Any]) -> None:
+            files.add_metrics({**key, **metrics})
+            if network is not None:
+                self.log.epoch(metrics)
+
         if self.config.run.compile:
             training.compile_step(self.config.optim.batch_size // self.config.optim.accumulate)
         trainer = Trainer(
@@ -178,10 +192,12 @@ class Run:
             batches=batches,
             validation=validation,
             observer=self.observer,
-            record=lambda metrics: files.add_metrics({**key, **metrics}),
+            record=record,
             stop=self.stop,
         )
         files.rewind_metrics(key["name"], trainer.position.epoch)
+        if network is not None:
+            self.log.begin(network.name, network.method, network.seed, trainer.position.epoch)
         return trainer.train()
 
 
@@ -225,7 +241,9 @@ def distill_part(inputs: Inputs, folder: RunFolder, observer: Observer, student:
 def _open(inputs: Inputs, folder: RunFolder, observer: Observer) -> Iterator[Run]:
     folder.keep_data(inputs.data.summary)
     with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
-        yield Run(inputs, folder, observer, stop)
+        run = Run(inputs, folder, observer, stop)
+        with closing(run.log):
+            yield run
 
 
 def prepare(run: Run) -> nn.Module:
@@ -310,6 +328,7 @@ def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | 
     folder = run.folder.network(name)
     save_network(run.folder.weights(name), predictor, run.describe(network.model))
     result = score(run, network, predictor, trained)
+    run.log.end(network.method, result)
     write_json(folder / "result.json", result.to_json())
     run.observer.finish(name, summary(network, result))
     if run.stop.signal_number is not None:

@@ -27,7 +27,7 @@ LATER = {"optim": ("accumulate", "clip_norm", "ema", "patience")}
 PLACES = {
     "data": ("dir",),
     "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher"),
-    "run": ("seeds", "device", "threads", "compile", "checkpoint_every"),
+    "run": ("seeds", "device", "threads", "compile", "checkpoint_every", "logger"),
 }
 
 
