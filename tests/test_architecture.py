@@ -19,6 +19,7 @@ ROOMS = (
     "integrations", "train.settings", "train.sections", "train.files", "train.ranks", "train.data", "train.models",
     "train.methods", "train.presets", "train.config", "train.networks", "train.folder", "train.scoring",
     "train.results", "train.run", "train.transfer", "train.evaluation", "train.ship", "bench", "train.study", "cli",
+    "__main__",
 )  # fmt: skip
 LONGEST = 400
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 
@@ -12,7 +13,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: it could not be written; the old file is as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Of a name that no other process takes for the same file, on this machine or on another.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -138,10 +138,12 @@ class RunFolder:
     Args:
         path: the folder.
         network: the only one that is worked on, where several processes share the run: its metrics go to its folder.
+        writes: whether metrics are written; of several processes that train together, the first does so.
     """
 
-    def __init__(self, path: Path, network: str | None = None) -> None:
+    def __init__(self, path: Path, network: str | None = None, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self._metrics = self.network(network) / "metrics.jsonl" if network else path / "metrics.jsonl"
 
     @staticmethod
@@ -260,10 +262,14 @@ class RunFolder:
 
     def rewind_metrics(self, name: str, epoch: int) -> None:
         """Drops a network's metrics from `epoch` on: they are about to be computed again."""
+        if not self.writes:
+            return
         kept = [line for line in read_json_lines(self._metrics) if line["name"] != name or line["epoch"] < epoch]
         write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Appends a line."""
+        if not self.writes:
+            return
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+
+from cid._errors import RunError
 
 T = TypeVar("T")
 # What batch normalisation needs of one rank.
@@ -53,13 +56,37 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def agree(self, value: T) -> T:
-        """What the first rank has, of all."""
+    def every(self, value: T) -> list[T]:
+        """What each rank has, of all."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, where alone it is called, of all; or what it raises there.
+
+        Raises:
+            RunError: the first rank's.
+            OSError: likewise.
+        """
         if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+            return make()
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = make()
+            except (RunError, OSError) as error:
+                found[1] = error
+        dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise found[1]
+        value: T = found[0]
+        return value
+
+    def first_of(self, value: T | None) -> T | None:
+        """The value of the lowest rank that has one, of all."""
+        return next((each for each in self.every(value) if each is not None), None)
 
 
 ALONE = Ranks()

@@ -12,6 +12,7 @@ from cid.train.config import Config
 from cid.train.data import Batches, Dataset, Split, load_dataset
 from cid.train.folder import RunFolder, Scores
 from cid.train.networks import read_network_for
+from cid.train.ranks import ALONE, Ranks
 
 Predictor = Callable[[Tensor], Tensor]  # from a network's input to logits; the caller sets the network's mode
 
@@ -84,14 +85,17 @@ def test_batches(config: Config, data: Dataset) -> Batches:
     return in_batches(data.test, config, data)
 
 
-def in_batches(split: Split, config: Config, data: Dataset) -> Batches:
+def in_batches(split: Split, config: Config, data: Dataset, ranks: Ranks = ALONE) -> Batches:
     """A split as `test_batches` has the test data."""
-    return Batches(split, data.preprocessing, batch_size=config.optim.batch_size, pad=0, flip=False, seed=0)
+    size = config.optim.batch_size
+    return Batches(split, data.preprocessing, batch_size=size, pad=0, flip=False, seed=0, ranks=ranks)
 
 
-def score_tests(predictors: Sequence[Predictor], config: Config, data: Dataset) -> list[Scores]:
-    """Scores several predictors on every test of the data, each in one pass."""
-    found = {name: evaluate(predictors, in_batches(split, config, data)) for name, split in data.every_test.items()}
+def score_tests(predictors: Sequence[Predictor], config: Config, data: Dataset, ranks: Ranks = ALONE) -> list[Scores]:
+    """Scores several predictors on every test of the data, each in one pass, which several processes may share."""
+    found = {
+        name: evaluate(predictors, in_batches(split, config, data, ranks)) for name, split in data.every_test.items()
+    }
     return [_scores({name: each[i] for name, each in found.items()}, data) for i in range(len(predictors))]
 
 

@@ -107,6 +107,17 @@ class RunConfig:
 
     seeds: tuple[int, ...] = setting((0, 1, 2), "seeds: one student each, by every method", rule=distinct(at_least(0)))
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    devices: int = setting(
+        1,
+        "processes on this machine, each with a device, that share every batch (torchrun starts them, too)",
+        rule=at_least(1),
+    )
+    sync_batchnorm: bool = setting(
+        True, "several processes: batch normalisation takes its statistics of the whole batch, not of each one's part"
+    )
+    local_pairs: bool = setting(
+        False, "several processes: class representations compare the samples of each one's part of a batch alone"
+    )
     threads: int | None = setting(None, "CPU threads (default: as PyTorch finds)", rule=at_least(1))
     precision: str = setting(
         "32-true",

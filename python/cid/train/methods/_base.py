@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
 
     from cid.train.data import Batch
     from cid.train.methods._training import Training
@@ -36,6 +37,8 @@ class Ingredients:
         labels: of the training samples, (N,) int64, on the CPU; a batch's `indices` are places in it.
         teacher_dim: the size of the teacher's features, where its outputs are cached.
         fresh_student: makes another student, with weights of its own from the global random state.
+        process_group: the ranks whose batches are parts of one; None where there is one.
+        pairs: which pairs of a class are compared, of all ranks or of each; see `cid.CIDLoss`.
     """
 
     student: nn.Module
@@ -44,6 +47,8 @@ class Ingredients:
     labels: Tensor
     teacher_dim: int | None = None
     fresh_student: Callable[[], nn.Module] | None = None
+    process_group: ProcessGroup | None = None
+    pairs: str = "all"
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,16 @@ class Method:
         terms: the names of its loss's terms, as `StepOutput.terms` has them (or of these the ones that its options
             ask for), in the order of charts.
         asks_teacher: whether it needs the teacher itself, also where the batches have its outputs.
+        knows_ranks: whether its loss counts what the other ranks have, of whose batches its own is a part. Else the
+            losses of the ranks are weighed by their samples, which is right for what is a mean over samples.
+        keeps: what it keeps of each sample that it has seen, in words, which other ranks do not see; else empty.
     """
 
     name: ClassVar[str]
     terms: ClassVar[tuple[str, ...]]
     asks_teacher: ClassVar[bool] = False
+    knows_ranks: ClassVar[bool] = False
+    keeps: ClassVar[str] = ""
 
     # --- options: what is not given, and what contradicts other settings
 

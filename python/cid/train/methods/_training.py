@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cid._errors import ConfigError
+from cid.context import ContextBank
 from cid.losses import ignored_by_ddp
 from cid.train.methods._base import Ingredients, Method, StepOutput
 
@@ -133,6 +134,16 @@ class Training(nn.Module):
         """
         teacher = {key: value for key, value in self.state_dict().items() if self._is_teachers(key)}
         self.load_state_dict({**teacher, **state})
+
+    def keep_buffers(self) -> None:
+        """Tells `DistributedDataParallel` that all ranks' buffers are the same, or each rank's own."""
+        buffers = (name for name, _ in self.named_buffers())
+        self._ddp_params_and_buffers_to_ignore = (*self._ddp_params_and_buffers_to_ignore, *buffers)
+
+    def gathered(self) -> set[str]:
+        """What each rank gathers by itself, for the sum of all: the names of such buffers."""
+        banks = [name for name, module in self.named_modules() if isinstance(module, ContextBank)]
+        return {f"{name}.{sums}" for name in banks for sums in ("numerator", "denominator")}
 
     def _is_teachers(self, key: str) -> bool:
         return any(key.startswith(f"{name}.") for name in self._teachers)

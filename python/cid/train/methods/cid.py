@@ -30,6 +30,7 @@ class CID(PairWeighted):
 
     name = "cid"
     terms: ClassVar[tuple[str, ...]] = ("ce", "kd", "sample", "class")
+    knows_ranks = True
 
     warmup_epochs: int | None = setting(None, "epochs without the intervention (default: a twelfth)", rule=at_least(0))
     context_momentum: float = setting(0.0, "how much of the old context bank stays", rule=within(0, 1))
@@ -72,6 +73,8 @@ class CID(PairWeighted):
                 temperature=self.temperature,
                 warmup_epochs=self.warmup_epochs,
                 context_momentum=self.context_momentum,
+                process_group=given.process_group,
+                pairs=given.pairs,
             )
         }
 

@@ -31,6 +31,7 @@ class CRD(RepresentationMethod):
 
     name = "crd"
     terms = ("ce", "kd", "crd")
+    keeps = "both embeddings"
 
     crd_beta: float = setting(0.8, "weight of the contrast", rule=at_least(0))
     crd_dim: int = setting(128, "dimensions of the embeddings", rule=at_least(1))

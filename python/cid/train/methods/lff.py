@@ -36,6 +36,7 @@ class LfF(Method):
 
     name = "lff"
     terms = ("ce", "gce")
+    keeps = "the losses of both networks"
 
     lff_q: float = setting(0.7, "q of the biased network's generalised cross-entropy", rule=above(0, up_to=1))
     lff_ema: float = setting(0.7, "how much of a sample's average loss stays", rule=within(0, 1))

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cid._errors import CheckpointError, NonFiniteError
+from cid.train.data import mix_seed
 from cid.train.files import all_finite, read_tensors, write_tensors
 from cid.train.methods import Training
+from cid.train.ranks import ALONE, Ranks
 from cid.train.run.average import Average
 
 
@@ -59,6 +61,7 @@ class Checkpoint:
         device: where it trains, for that device's random state.
         precision: Fabric's precision plugin (a gradient scaler has state).
         average: of the network, if there is one.
+        ranks: the processes that train it, all of which save and load; the first has the file.
     """
 
     path: Path
@@ -67,6 +70,7 @@ class Checkpoint:
     device: torch.device
     precision: Any
     average: Average | None = None
+    ranks: Ranks = ALONE
     _header: dict[str, Any] = field(default_factory=dict, init=False)
 
     def save(self, position: Position) -> None:
@@ -76,14 +80,18 @@ class Checkpoint:
             NonFiniteError: a weight is not finite; the file is left as it was.
             OSError: the file can't be written; it is left as it was.
         """
-        weights = {f"method.{key}": value.detach().cpu() for key, value in self.training.trained_state().items()}
+        state = {key: value.detach() for key, value in self.training.trained_state().items()}
+        state |= {key: self.ranks.sum(state[key].clone()) for key in sorted(self.training.gathered() & state.keys())}
+        weights = {f"method.{key}": value.cpu() for key, value in state.items()}
         if not all_finite(weights):
             bad = next(key for key, value in weights.items() if not all_finite({key: value}))
             raise NonFiniteError(
                 f"epoch {position.epoch}, step {position.step}: {bad.removeprefix('method.')} is NaN or infinite"
             )
         optimizer_tensors, optimizer_scalars = _flatten(self.optimizer)
-        tensors = {**weights, **optimizer_tensors, **_random_state(self.device)}
+        tensors = {**weights, **optimizer_tensors}
+        for rank, random in enumerate(self.ranks.every(_random_state(self.device))):
+            tensors |= {f"random.{key}{rank or ''}": value for key, value in random.items()}
         header = {
             "epoch": position.epoch,
             "step": position.step,
@@ -97,7 +105,7 @@ class Checkpoint:
         if position.best is not None:
             tensors |= {f"best.{key}": value for key, value in position.best.state.items()}
             header["best"] = {"epoch": position.best.epoch, "score": position.best.score}
-        write_tensors(self.path, tensors, header)
+        self.ranks.of_first(lambda: write_tensors(self.path, tensors, header))
 
     def load(self) -> Position:
         """Restores everything from the file, if there is one; else leaves all as it is, at the start.
@@ -109,7 +117,7 @@ class Checkpoint:
             return Position()
         tensors, header = read_tensors(self.path)
         try:
-            self.training.load_trained_state(_part(tensors, "method."))
+            self.training.load_trained_state(self._own(_part(tensors, "method.")))
             _unflatten(self.optimizer, _part(tensors, "optimizer."), header["optimizer"])
             self.precision.load_state_dict(header["precision"])
             if self.average is not None:
@@ -122,10 +130,26 @@ class Checkpoint:
                 losses=header["losses"],
                 best=best and Best(best["epoch"], tuple(best["score"]), _part(tensors, "best.")),
             )
-            _set_random_state(_part(tensors, "random."), self.device)
+            self._set_random_state(_part(tensors, "random."))
         except (RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path}: does not fit this run: {error}") from error
         return position
+
+    def _own(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's of a state: of what each gathers by itself, the first has what all had by then."""
+        if self.ranks.first:
+            return state
+        gathered = self.training.gathered()
+        return {key: torch.zeros_like(value) if key in gathered else value for key, value in state.items()}
+
+    def _set_random_state(self, states: dict[str, Tensor]) -> None:
+        own = str(self.ranks.rank or "")
+        if f"cpu{own}" not in states:  # there were fewer ranks: one that was not there begins as another would
+            torch.manual_seed(mix_seed(int(states["cpu"].long().sum()), self.ranks.rank))
+            return
+        torch.set_rng_state(states[f"cpu{own}"])
+        if self.device.type == "cuda" and f"cuda{own}" in states:
+            torch.cuda.set_rng_state(states[f"cuda{own}"], self.device)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -158,13 +182,7 @@ def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], scalars: dict[s
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     """The global generators', which dropout draws from."""
-    states = {"random.cpu": torch.get_rng_state()}
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        states["random.cuda"] = torch.cuda.get_rng_state(device)
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
-
-
-def _set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from cid._errors import ConfigError
 from cid.cache import TeacherCache
 from cid.train.config import Config
 from cid.train.data import Dataset, load_dataset
+from cid.train.methods import registry
 from cid.train.models import InputSpec, build_model
 from cid.train.networks import load_teacher
+from cid.train.ranks import FEWEST, Ranks
+from cid.train.run.launch import launched
 from cid.train.run.loggers import check_installed
 from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
 
 
 def make_fabric(config: Config) -> Fabric:
-    """Fabric for one device.
+    """Fabric for one device, or for those of the processes that a launcher has started, one each.
 
     Raises:
         ConfigError: the device is unknown or not there, or can't do the precision.
@@ -32,12 +40,17 @@ def make_fabric(config: Config) -> Fabric:
     kind, _, index = config.run.device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdecimal()):
         raise ConfigError(f"--device: got {config.run.device!r}, accepted: auto, cpu, cuda, cuda:N or mps")
+    processes = launched()
+    if index and processes is not None:
+        raise ConfigError(f"--device: got {config.run.device!r}, accepted: {kind}, as each process takes one by itself")
+    how: dict[str, Any] = {"devices": [int(index)] if index else 1}
+    if processes is not None:
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which greets from each process
+        ddp = DDPStrategy(timeout=timedelta(hours=12))  # some wait long for what the first rank does
+        how = {"devices": processes.here, "num_nodes": processes.machines, "strategy": ddp}
+        how["plugins"] = TorchElasticEnvironment()
     try:
-        fabric = Fabric(
-            accelerator=kind,
-            devices=[int(index)] if index else 1,
-            precision=config.run.precision,  # type: ignore[arg-type]  # checked against Fabric's names already
-        )
+        fabric = Fabric(accelerator=kind, precision=config.run.precision, **how)  # type: ignore[arg-type]  # is checked
     # Fabric has an exception of its own for each missing accelerator.
     except Exception as error:
         raise ConfigError(f"--device {config.run.device} --precision {config.run.precision}: {error}") from error
@@ -54,6 +67,27 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _check_ranks(config: Config, size: int) -> None:
+    """Refuses what several processes can't do.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if size == 1:
+        return
+    for name in config.method.methods:
+        if kept := registry()[name].keeps:
+            raise ConfigError(
+                f"--methods: got {name}, which keeps {kept} of each sample, accepted: in one process, which sees all"
+            )
+    parts = size * config.optim.accumulate
+    if config.optim.batch_size < FEWEST * parts:
+        raise ConfigError(
+            f"--batch-size: got {config.optim.batch_size} for {parts} parts of a batch, accepted: at least "
+            f"{FEWEST * parts}"
+        )
 
 
 def _with_precision(config: Config, precision: str) -> Config:
@@ -90,6 +124,7 @@ class Inputs:
         check_installed(config.run.logger)
         measured = config.run.precision == "auto"
         fabric = make_fabric(_with_precision(config, FULL) if measured else config)
+        _check_ranks(config, fabric.world_size)
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
         weightings = [config.method.options(method).weighting() for method in config.method.methods]
         others = [name for weighting in weightings if weighting is not None for name in weighting.models()]
@@ -97,7 +132,8 @@ class Inputs:
             build_model(name, inputs.spec)
         if measured:
             with cpu_threads(config.run.threads):
-                config = _with_precision(config, measured_precision(config, inputs.spec, fabric.device))
+                measured_as = inputs.ranks.of_first(lambda: measured_precision(config, inputs.spec, fabric.device))
+                config = _with_precision(config, measured_as)
             inputs = dataclasses.replace(inputs, config=config, fabric=make_fabric(config))
         if config.models.teacher_cache is None:
             return inputs
@@ -118,6 +154,11 @@ class Inputs:
         network = build_model(models.teacher, self.spec).to(self.fabric.device)
         load_teacher(Path(models.teacher_checkpoint), network, models.teacher, self.data.classes)
         return network.eval()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run, of which this is one."""
+        return Ranks(self.fabric.global_rank, self.fabric.world_size)
 
     @property
     def spec(self) -> InputSpec:

@@ -20,6 +20,7 @@ from cid.train.data import Batch, Batches
 from cid.train.methods import StepOutput, Training
 from cid.train.run.accumulation import micro_batches
 from cid.train.run.average import Average
+from cid.train.run.batch_norm import over_ranks
 from cid.train.run.checkpoint import Best, Checkpoint, Position
 from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
@@ -44,6 +45,7 @@ class Job:
         optim: how to train.
         checkpoint_every: steps between checkpoints, beside each epoch's.
         last: whether the last epoch is kept, rather than the best.
+        norms_over_ranks: whether batch normalisation has the statistics of all ranks, where there are several.
         patience: after how many epochs without a better one it ends.
         ema: the decay of the average that is scored and kept, in place of the weights themselves.
     """
@@ -54,6 +56,7 @@ class Job:
     optim: OptimConfig
     checkpoint_every: int | None = None
     last: bool = False
+    norms_over_ranks: bool = True
     patience: int | None = None
     ema: float | None = None
 
@@ -94,6 +97,7 @@ class Trainer:
         stop: StopRequest,
     ) -> None:
         self._fabric = fabric
+        self._ranks = batches.ranks
         self._job = job
         self._training = training
         self._batches = batches
@@ -101,6 +105,9 @@ class Trainer:
         self._observer = observer
         self._record = record
         self._stop = stop
+        if self._ranks.size > 1 and job.norms_over_ranks:
+            over_ranks(training)
+            training.keep_buffers()
         optimizer = make_optimizer(training.param_groups(job.optim.weight_decay), job.optim)
         self._wrapped, self._optimizer = fabric.setup(training, optimizer)
         self._average = None if job.ema is None else Average(training, job.ema)
@@ -111,6 +118,7 @@ class Trainer:
             fabric.device,
             fabric.strategy.precision,
             self._average,
+            self._ranks,
         )
         self._position = self._checkpoint.load()
         self._started = 0.0
@@ -154,7 +162,7 @@ class Trainer:
     def _train_epoch(self) -> LossMonitor:
         """The steps of the current epoch that are not done yet."""
         position = self._position
-        losses = LossMonitor(self._fabric.device)
+        losses = LossMonitor(self._fabric.device, self._ranks)
         if position.losses is not None:
             losses.load_state(position.losses)
         self._training.epoch.fill_(position.epoch)
@@ -178,8 +186,10 @@ class Trainer:
             unfinished = len(parts) > 1 and part is not parts[-1]
             with self._fabric.no_backward_sync(self._wrapped) if unfinished else nullcontext():
                 output: StepOutput = self._wrapped(part)
-                losses.add(done, output, part.target)
-                self._fabric.backward(output.loss if part.share == 1 else part.share * output.loss)
+                fraction = part.share / batch.share
+                factor = fraction if self._training.method.knows_ranks else part.share
+                losses.add(done, output, part.target, factor=factor, part=fraction)
+                self._fabric.backward(output.loss if factor == 1 else factor * output.loss)
         if optim.clip_norm is not None:
             # A gradient that is not finite makes a weight that is not, which is seen there.
             self._fabric.clip_gradients(
@@ -197,6 +207,9 @@ class Trainer:
         """Saves within the epoch: as often as asked for, and before stopping."""
         every = self._job.checkpoint_every
         number = self._stop.signal_number
+        if self._ranks.size > 1:  # all stop at the same step, where they look at their losses together anyway
+            looks = self._position.step % self._check_every == 0
+            number = self._ranks.first_of(number) if looks else None
         if number is None and (every is None or self._position.step % every):
             return
         losses.check()

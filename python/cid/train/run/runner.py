@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from cid.cache import TeacherCache
 from cid.train.config import Config
 from cid.train.data import Batches, Split, mix_seed
 from cid.train.files import write_json
-from cid.train.folder import TEACHER, Result, RunFolder, WithoutHead, in_words, network_name
+from cid.train.folder import TEACHER, Result, RunFolder, network_name
 from cid.train.methods import Ingredients, SampleWeights, Training, Weighting
 from cid.train.methods.labels import Labels
-from cid.train.models import build_model, count_parameters
-from cid.train.networks import Description, load_teacher, save_network, without_head
+from cid.train.models import build_model
+from cid.train.networks import Description, load_teacher
 from cid.train.results import curves, table
+from cid.train.run.finish import finish
 from cid.train.run.inputs import Inputs, cpu_threads
 from cid.train.run.loggers import RunLog
 from cid.train.run.loop import Job, Trained, Trainer
@@ -34,7 +35,6 @@ from cid.train.run.progress import Observer
 from cid.train.run.signals import StopRequest
 from cid.train.run.teacher_cache import make_cache
 from cid.train.run.weights import weigh_samples
-from cid.train.scoring import evaluate, score_tests
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Run:
         self.config, self.fabric, self.data = self.inputs.config, self.inputs.fabric, self.inputs.data
         self.spec = self.inputs.spec
         self.cache = self.inputs.cache
-        loggers = self.config.run.logger if self.fabric.is_global_zero else ()
+        self.ranks = self.inputs.ranks
+        loggers = self.config.run.logger if self.ranks.first else ()
         self.log = RunLog(loggers, self.folder, self.config, self.observer.note)
 
     def batches(
@@ -114,7 +115,21 @@ class Run:
             cache=cache,
             weights=weights,
             logit_adjustments=logit_adjustments,
+            ranks=self.ranks,
         )
+
+    def seed(self, seed: int) -> None:
+        """Seeds what is drawn in training (dropout): each rank draws for its own samples."""
+        torch.manual_seed(mix_seed(seed, self.ranks.rank) if self.ranks.rank else seed)
+
+    def stop_if_asked(self, name: str) -> None:
+        """Ends the run after a network.
+
+        Raises:
+            InterruptedRunError: a signal came, on any rank.
+        """
+        if (number := self.ranks.first_of(self.stop.signal_number)) is not None:
+            raise InterruptedRunError(name, number)
 
     def ingredients(self, student: nn.Module, teacher: nn.Module | None, split: Split | None = None) -> Ingredients:
         """What a method makes its networks of, to be trained on a split: all training images if it is not given."""
@@ -126,6 +141,8 @@ class Run:
             (split or self.data.train).labels.cpu(),
             teacher_dim=None if cache is None else cache.layout.feature_dim,
             fresh_student=partial(build_model, self.config.models.student, self.spec),
+            process_group=torch.distributed.group.WORLD if self.ranks.size > 1 else None,
+            pairs="local" if self.config.run.local_pairs else "all",
         )
 
     def describe(self, model: str) -> Description:
@@ -146,6 +163,7 @@ class Run:
             config.run.checkpoint_every,
             patience=config.optim.patience,
             ema=None if network.method == TEACHER else config.optim.ema,
+            norms_over_ranks=config.run.sync_batchnorm,
         )
         return self.fit(
             job,
@@ -184,7 +202,7 @@ class Run:
                 self.log.epoch(metrics)
 
         if self.config.run.compile:
-            training.compile_step(self.config.optim.batch_size // self.config.optim.accumulate)
+            training.compile_step(self.config.optim.batch_size // self.config.optim.accumulate // self.ranks.size)
         trainer = Trainer(
             self.fabric,
             job,
@@ -239,7 +257,8 @@ def distill_part(inputs: Inputs, folder: RunFolder, observer: Observer, student:
 
 @contextmanager
 def _open(inputs: Inputs, folder: RunFolder, observer: Observer) -> Iterator[Run]:
-    folder.keep_data(inputs.data.summary)
+    inputs.ranks.of_first(lambda: folder.keep_data(inputs.data.summary))
+    folder.writes = inputs.ranks.first
     with StopRequest() as stop, cpu_threads(inputs.config.run.threads):
         run = Run(inputs, folder, observer, stop)
         with closing(run.log):
@@ -267,13 +286,19 @@ def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
         if (number := run.stop.signal_number) is not None:
             raise InterruptedRunError("the teacher's outputs", number)
 
-    folder = run.folder.path / "teacher-cache"
-    with run.fabric.autocast():
-        return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
+    def make() -> TeacherCache:
+        folder = run.folder.path / "teacher-cache"
+        with run.fabric.autocast():
+            return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
+
+    run.ranks.of_first(lambda: make() and None)
+    return make()  # of the others each opens what is there now
 
 
 def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
     """Writes table and curves."""
+    if not folder.writes:
+        return
     write_atomically(folder.path / "table.txt", (table.table(results) + "\n").encode())
     write_json(folder.path / "table.json", table.summary(results))
     if metrics := folder.metrics():
@@ -312,54 +337,9 @@ def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
     options = config.method.options(method)
     asked = copy.deepcopy(teacher) if run.cache is None or options.asks_teacher else None
     training = Training(options, run.ingredients(student, asked))
-    torch.manual_seed(mix_seed(seed, 1))
+    run.seed(mix_seed(seed, 1))
     trained = run.train(network, training, run.weights.get(options.weighting()))
     finish(run, network, training.predictor(), trained)
-
-
-def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> None:
-    """Saves a network, scores it on the test data and further tests, the only time, and marks it as done.
-
-    Raises:
-        InterruptedRunError: a signal came.
-    """
-    name = network.name
-    predictor = predictor.float().eval()  # whatever the precision in training, what leaves it is float32
-    folder = run.folder.network(name)
-    save_network(run.folder.weights(name), predictor, run.describe(network.model))
-    result = score(run, network, predictor, trained)
-    run.log.end(network.method, result)
-    write_json(folder / "result.json", result.to_json())
-    run.observer.finish(name, summary(network, result))
-    if run.stop.signal_number is not None:
-        raise InterruptedRunError(name, run.stop.signal_number)
-
-
-def summary(network: Network, result: Result) -> str:
-    """A result in a line of text."""
-    return (
-        f"{network.model}, {result.parameters:,} parameters, {in_words(result)}, "
-        f"{result.validation_accuracy:.2%} (validation), {result.seconds:.1f} s"
-    )
-
-
-def score(run: Run, network: Network, predictor: nn.Module, trained: Trained | None) -> Result:
-    """The result of a network that predicts as `predictor` does; `trained` is None where it was given."""
-    own = without_head(predictor)
-    scores, *own_scores = score_tests([predictor] if own is None else [predictor, own], run.config, run.data)
-    if trained is None:
-        (validation,) = evaluate([predictor], run.batches(run.data.validation, 0))
-    return Result(
-        name=network.name,
-        method=network.method,
-        seed=network.seed,
-        parameters=count_parameters(predictor),
-        seconds=trained.seconds if trained else 0.0,
-        best_epoch=trained.best_epoch if trained else None,
-        validation_accuracy=trained.validation if trained else validation.accuracy,
-        without_head=None if own is None else WithoutHead(count_parameters(own), **asdict(own_scores[0])),
-        **asdict(scores),
-    )
 
 
 def cache_teacher(

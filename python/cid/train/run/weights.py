@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cid._checks as check
-from cid._errors import CheckpointError, InterruptedRunError
+from cid._errors import CheckpointError
 from cid.propensity import effective_sample_size
 from cid.train.data import Split, mix_seed
 from cid.train.files import read_tensors, write_json, write_tensors
@@ -62,7 +62,7 @@ def _kept(run: Run, weighting: Weighting) -> SampleWeights | None:
 def _computed(run: Run, weighting: Weighting) -> SampleWeights:
     folder = _folder(run, weighting)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = weighting.compute(RunLab(run, weighting.name, RunFolder(folder)))
+    weights = weighting.compute(RunLab(run, weighting.name, RunFolder(folder, writes=run.ranks.first)))
     check.shape("train", weights.train, (len(run.data.train),))
     if weights.validation is not None:
         check.shape("validation", weights.validation, (len(run.data.validation),))
@@ -83,9 +83,13 @@ def _computed(run: Run, weighting: Weighting) -> SampleWeights:
         "logit_adjustment": weights.logit_adjustment,
     }
     tensors = {**{name: value for name, value in given.items() if value is not None}, **weights.kept}
-    # The tensors last: where they are, all is there.
-    write_json(folder / "weights.json", header)
-    write_tensors(folder / "weights.safetensors", tensors, header)
+
+    def write() -> None:
+        # The tensors last: where they are, all is there.
+        write_json(folder / "weights.json", header)
+        write_tensors(folder / "weights.safetensors", tensors, header)
+
+    run.ranks.of_first(write)
     doubts = "".join(f"; {warning}" for warning in weights.warnings)
     run.observer.finish(f"weights {weighting.name}", f"of {count:,} samples, effective size {size:,.0f}{doubts}")
     return weights
@@ -149,7 +153,7 @@ class RunLab:
         torch.manual_seed(seed)
         network = build_model(model, run.spec).to(run.fabric.device)
         training = Training(Labels(), run.ingredients(network, None, split))
-        torch.manual_seed(mix_seed(seed, 1))
+        run.seed(mix_seed(seed, 1))
         trained = run.fit(
             Job(full_name, self.files.network(name), epochs, self.optim, run.config.run.checkpoint_every, last=True),
             training,
@@ -162,8 +166,7 @@ class RunLab:
             full_name,
             f"{model}, {len(split):,} samples, accuracy {trained.validation:.2%} (validation), {trained.seconds:.1f} s",
         )
-        if run.stop.signal_number is not None:
-            raise InterruptedRunError(full_name, run.stop.signal_number)
+        run.stop_if_asked(full_name)
         return training.predictor().float().eval()  # as what leaves a student's training
 
     def logits(self, network: nn.Module, index: Tensor | None = None) -> Tensor:

@@ -27,7 +27,17 @@ LATER = {"optim": ("accumulate", "clip_norm", "ema", "patience")}
 PLACES = {
     "data": ("dir",),
     "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher"),
-    "run": ("seeds", "device", "threads", "compile", "checkpoint_every", "logger"),
+    "run": (
+        "seeds",
+        "device",
+        "devices",
+        "sync_batchnorm",
+        "local_pairs",
+        "threads",
+        "compile",
+        "checkpoint_every",
+        "logger",
+    ),
 }
 
 
