@@ -19,11 +19,19 @@ Predictor = Callable[[Tensor], Tensor]  # from a network's input to logits; the 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy (0..1), mean cross-entropy over a split, and which samples are decided rightly, (N,) bool."""
+    """How a network does on a split.
+
+    Attributes:
+        accuracy: 0..1.
+        loss: mean cross-entropy.
+        right: which samples are decided rightly, (N,) bool.
+        decided: the class that each is taken for, (N,) int64.
+    """
 
     accuracy: float
     loss: float
     right: Tensor
+    decided: Tensor
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -47,7 +55,7 @@ def evaluate(predictors: Sequence[Predictor], batches: Batches) -> list[Score]:
     def answers(logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        return torch.stack((right(logits, labels), losses), 1)
+        return torch.stack((right(logits, labels), losses, logits.argmax(1)), 1)
 
     weights = None if batches.weights is None else batches.weights.cpu().double()
 
@@ -56,7 +64,7 @@ def evaluate(predictors: Sequence[Predictor], batches: Batches) -> list[Score]:
         return float(values.mean() if weights is None else (weights * values).sum() / weights.sum())
 
     found = [each.unbind(1) for each in _of_all(predictors, batches, answers)]
-    return [Score(mean(hit), mean(loss), hit.bool()) for hit, loss in found]
+    return [Score(mean(hit), mean(loss), hit.bool(), decided.long()) for hit, loss, decided in found]
 
 
 @torch.no_grad()
@@ -93,14 +101,21 @@ def in_batches(split: Split, config: Config, data: Dataset, ranks: Ranks = ALONE
 
 def score_tests(predictors: Sequence[Predictor], config: Config, data: Dataset, ranks: Ranks = ALONE) -> list[Scores]:
     """Scores several predictors on every test of the data, each in one pass, which several processes may share."""
+    return [in_short(found, data) for found in score_each_test(predictors, config, data, ranks)]
+
+
+def score_each_test(
+    predictors: Sequence[Predictor], config: Config, data: Dataset, ranks: Ranks = ALONE
+) -> list[dict[str, Score]]:
+    """What each of several predictors does on every test of the data, by its name."""
     found = {
         name: evaluate(predictors, in_batches(split, config, data, ranks)) for name, split in data.every_test.items()
     }
-    return [_scores({name: each[i] for name, each in found.items()}, data) for i in range(len(predictors))]
+    return [{name: each[i] for name, each in found.items()} for i in range(len(predictors))]
 
 
-def _scores(found: dict[str, Score], data: Dataset) -> Scores:
-    """One predictor's, of its score on each test."""
+def in_short(found: dict[str, Score], data: Dataset) -> Scores:
+    """One predictor's scores, of what it does on each test."""
     return Scores(
         test_accuracy=found["test"].accuracy,
         test_loss=found["test"].loss,

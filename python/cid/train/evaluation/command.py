@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--limit-test", type=count_of, metavar="N", help="with --corruptions: only N of the test images"
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON: beside accuracy and loss, each class's precision, recall and count, and the confusion matrix",
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,10 +49,14 @@ def run(options: argparse.Namespace) -> int:
     from cid.train.scoring import score_students
 
     folder = RunFolder(options.folder)
+    if options.corruptions and options.json:
+        raise ConfigError("--json: given, accepted: not together with --corruptions, which writes corruptions.json")
     if options.corruptions:
         return _run_corruptions(folder, options)
     if options.limit_test is not None:
         raise ConfigError(f"--limit-test: got {options.limit_test}, accepted: none without --corruptions")
+    if options.json:
+        return _print_json(folder, options)
     score_students(
         folder,
         method=options.method,
@@ -54,6 +64,14 @@ def run(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         report_score=lambda name, scores: print(f"{name}: {in_words(scores)}"),
     )
+    return 0
+
+
+def _print_json(folder: RunFolder, options: argparse.Namespace) -> int:
+    from cid.train.evaluation.per_class import measure
+
+    found = measure(folder, method=options.method, seed=options.seed, data_dir=options.data_dir)
+    print(json.dumps(found, indent=2))
     return 0
 
 
