@@ -18,8 +18,8 @@ ROOMS = (
     "_mirror", "_across", "context", "head", "losses", "capture", "student", "teacher", "balance", "distiller", "cache",
     "integrations", "train.settings", "train.sections", "train.files", "train.ranks", "train.data", "train.models",
     "train.methods", "train.presets", "train.config", "train.networks", "train.folder", "train.scoring",
-    "train.results", "train.run", "train.transfer", "train.evaluation", "train.ship", "bench", "train.study", "cli",
-    "__main__",
+    "train.results", "train.run", "train.transfer", "train.evaluation", "train.ship",
+    "train.distillation", "bench", "train.study", "cli", "__main__",
 )  # fmt: skip
 LONGEST = 400
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,3 +73,21 @@ def test_both_run(name: str, tmp_path: Path) -> None:
     accuracies = [float(value) for value in re.findall(r"accuracy (0\.\d+)\n", ran.stdout)]
     assert len(accuracies) >= 2
     assert min(accuracies[len(accuracies) // 2 - 1], accuracies[-1]) > 0.6, ran.stdout
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell by cell, as in a fresh kernel, and its outputs were left out of the repository."""
+    notebook = json.loads((EXAMPLES / "distill.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"]]
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    kernel: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), kernel)
+    result = kernel["result"]
+    assert [network.method for network in result.networks] == ["teacher", "labels", "kd", "cid"]
+    assert min(network.test_accuracy for network in result.networks) > 0.5
+    assert len(kernel["axes"].lines) == len(result.networks)
+    assert kernel["probabilities"].shape == (5, 10)
+    kernel["plt"].close("all")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,32 +111,19 @@ def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None 
 
 
 def _distill(options: argparse.Namespace) -> int:
-    from cid.train.folder import RunFolder
+    from cid.train.distillation import open_run
     from cid.train.results import table
-    from cid.train.run.inputs import Inputs
     from cid.train.run.progress import make_observer
     from cid.train.run.runner import distill
 
-    given = _given(options)
-    if options.resume is not None:
-        other = [*given, *(name for name in ("config", "out") if getattr(options, name) is not None)]
-        if other:
-            raise ConfigError(
-                f"--resume: goes on as the run was set up, accepted: no other option, got {', '.join(other)}"
-            )
-        folder = RunFolder(options.resume)
-        config = folder.config()
-        inputs = Inputs.load(config)
-    else:
+    given, config = _given(options), None
+    if options.resume is None:
         config = resolve(given, read_toml(options.config) if options.config else None)
-        path = options.out or _default_folder(config.data.name)
-        RunFolder.check_new(path)
-        inputs = Inputs.load(config)
-        if config.models.teacher_checkpoint is not None:
-            inputs.given_teacher()  # which must not fail when the folder is there
-        folder = RunFolder.create(path, inputs.config)
+    elif other := [*given, *(name for name in ("config", "out") if getattr(options, name) is not None)]:
+        raise ConfigError(f"--resume: goes on as the run was set up, accepted: no other option, got {', '.join(other)}")
+    inputs, folder = open_run(config, options.out, options.resume)
     print(table.data_line(inputs.data.summary), flush=True)
-    if config.run.precision == "auto":
+    if config is not None and config.run.precision == "auto":
         print(f"Precision: {inputs.config.run.precision} (measured)", flush=True)
     try:
         with make_observer() as observer:
@@ -147,16 +133,12 @@ def _distill(options: argparse.Namespace) -> int:
         print(f"cid: interrupted; go on with: cid distill --resume {folder.path}", file=sys.stderr)
         return code
     print(f"\n{table.table(results)}\n")
-    print(_closing(folder.path, config.method.methods[-1], config.run.seeds[0]))
+    print(_closing(folder.path, inputs.config.method.methods[-1], inputs.config.run.seeds[0]))
     return 0
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(options).items() if "." in key}
-
-
-def _default_folder(data: str) -> Path:
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(data).name}"
 
 
 def _closing(folder: Path, method: str, seed: int) -> str:

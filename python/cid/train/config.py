@@ -141,13 +141,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} is no TOML: {error}") from error
+    return values_by_key(document, f"--config: {path}")
+
+
+def values_by_key(document: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Values by key (`section.name`) of a mapping of sections, or of keys.
+
+    Args:
+        document: the mapping.
+        source: how a message calls it.
+
+    Raises:
+        ConfigError: it has a key that is no setting.
+    """
     known = [each.key for each in settings()]
     values: dict[str, Any] = {}
     for section, content in document.items():
-        for name, value in content.items() if isinstance(content, dict) else [("", content)]:
+        for name, value in content.items() if isinstance(content, Mapping) else [("", content)]:
             key = f"{section}.{name}" if name else section
             if key not in known:
-                raise ConfigError(f"--config: {path} has {key!r}, accepted: {', '.join(known)}")
+                raise ConfigError(f"{source} has {key!r}, accepted: {', '.join(known)}")
             values[key] = value
     return values
 

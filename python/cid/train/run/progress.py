@@ -60,6 +60,16 @@ class Lines:
         print(line, file=sys.stderr, flush=True)
 
 
+class Silent(Lines):
+    """Nothing but notes."""
+
+    def start(self, name: str, total: int, done: int) -> None:
+        """Says nothing."""
+
+    def finish(self, name: str, summary: str) -> None:
+        """Says nothing."""
+
+
 class Bars:
     """A bar for the network in training, with loss and accuracy; finished ones stay as lines above it."""
 
