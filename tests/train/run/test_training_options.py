@@ -1,6 +1,7 @@
 """Averages of the weights, accumulated and clipped gradients, and early stopping, each also over a resume."""
 
 import math
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cid import cli
 from cid._errors import ConfigError, InterruptedRunError
 from cid.train.config import resolve
 from cid.train.data import Batch
 from cid.train.files import read_tensors
+from cid.train.folder import RunFolder
 from cid.train.methods import Ingredients, Training
 from cid.train.methods.labels import Labels
 from cid.train.run.accumulation import micro_batches
@@ -224,3 +227,27 @@ def test_it_ends_when_patience_does_and_not_before_an_epoch_can_be_kept(
     again = make_trainer(tmp_path / "x", training, record=lines.append, patience=patience)
     assert again.train() == trained  # nothing is left to do
     assert len(lines) == epochs
+
+
+# --- a whole run
+
+
+def test_a_run_has_them_all_and_only_students_are_averaged(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = shlex.split(
+        "--limit 80 --limit-test 40 --teacher cnn-3 --student cnn-2 --epochs 6 --batch-size 32 --seeds 0 --device cpu "
+        "--methods cid --warmup-epochs 2 --lr 1e-9 --ema 0.9 --patience 2 --accumulate 2 --clip-norm 1"
+    )
+    assert cli.main(["distill", *arguments, "--out", str(run)]) == 0
+    config = RunFolder(run).config().optim
+    assert (config.ema, config.patience, config.accumulate, config.clip_norm) == (0.9, 2, 2, 1.0)
+    for name, averaged in (("teacher", False), ("cid-seed0", True)):
+        tensors, header = read_tensors(run / name / "checkpoint.safetensors")
+        assert any(key.startswith("average.") for key in tensors) == averaged
+        best = header["best"]["epoch"]
+        assert header["epoch"] == min(best + 3, 6)
+    assert best >= 2
+    before = (run / "cid-seed0/student.safetensors").read_bytes()
+    (run / "cid-seed0/result.json").unlink()
+    assert cli.main(["distill", "--resume", str(run)]) == 0
+    assert (run / "cid-seed0/student.safetensors").read_bytes() == before

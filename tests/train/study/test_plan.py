@@ -132,6 +132,13 @@ def test_a_setting_that_came_later_changes_no_row_of_before(tmp_path: Path) -> N
     assert digest(study(tmp_path, given=beside[0])[0].config, "kd", 4) == "a505aa8d73217e1f"
     assert len({digest(study(tmp_path, given=given)[0].config, "sp", 4) for given in ({}, *beside)}) == 3
     assert found.name == "a-to-b_slow_94b8aa89"
+    for later in ({"accumulate": 2}, {"clip_norm": 1.0}, {"ema": 0.9}, {"patience": 3}):
+        config = study(tmp_path, given={f"optim.{name}": value for name, value in later.items()})[0].config
+        assert digest(config, "kd", 4) != "a505aa8d73217e1f"
+        # A teacher has no average: one serves students with and without.
+        assert (digest(config, TEACHER, 3) == "050d3515585c451b") == ("ema" in later)
+    shown = study(tmp_path, given={"run.logger": ["csv"]})[0]
+    assert (digest(shown.config, "kd", 4), shown.name) == ("a505aa8d73217e1f", found.name)
     few = study(tmp_path, '[settings]\ndata = { classes = ["1", "0"] }')[0].config
     same = study(tmp_path, '[settings]\ndata = { classes = ["0", "1"] }')[0].config
     assert digest(few, "kd", 0) == digest(same, "kd", 0) != digest(study(tmp_path, "")[0].config, "kd", 0)

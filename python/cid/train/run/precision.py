@@ -29,7 +29,7 @@ def measured_precision(config: Config, spec: InputSpec, device: torch.device) ->
     """
     student = build_model(config.models.student, spec).to(device)
     teacher = None if config.models.teacher_cache else build_model(config.models.teacher, spec).to(device).eval()
-    inputs = torch.randn(config.optim.batch_size, spec.channels, *spec.size, device=device)
+    inputs = torch.randn(config.optim.batch_size // config.optim.accumulate, spec.channels, *spec.size, device=device)
 
     def seconds(dtype: torch.dtype | None) -> float:
         return _seconds(lambda: _step(student, teacher, inputs, dtype), device)
