@@ -7,7 +7,9 @@ is quick and a missing extra is answered with what to install.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ from cid.train.ship import EXPORTS
 from cid.train.ship import command as predict
 from cid.train.study import command as study
 
+SECONDS_FOR_THE_FIRST = 3.0
 Subparsers = Any  # argparse's own class for this is private
 
 
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for register in COMMANDS:
         register(subparsers)
     options = parser.parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code: int = options.run(options)
     except RunError as error:
@@ -70,7 +74,11 @@ EXTRAS = {
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"cid: error: {message}", file=sys.stderr)
+    """Says what is wrong; of several processes one does, the first if it is wrong there, too."""
+    rank = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    if rank:
+        time.sleep(SECONDS_FOR_THE_FIRST)  # its launcher ends this one when the first ends
+    print(f"cid: error{f' on rank {rank}' if rank else ''}: {message}", file=sys.stderr)
     return code
 
 
@@ -112,26 +120,39 @@ def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None 
 
 def _distill(options: argparse.Namespace) -> int:
     from cid.train.distillation import open_run
+    from cid.train.folder import RunFolder
     from cid.train.results import table
-    from cid.train.run.progress import make_observer
+    from cid.train.run.launch import launch, launched
+    from cid.train.run.progress import Silent, make_observer
     from cid.train.run.runner import distill
 
     given, config = _given(options), None
     if options.resume is None:
         config = resolve(given, read_toml(options.config) if options.config else None)
-    elif other := [*given, *(name for name in ("config", "out") if getattr(options, name) is not None)]:
-        raise ConfigError(f"--resume: goes on as the run was set up, accepted: no other option, got {', '.join(other)}")
+    elif other := [*(given.keys() - {"run.devices"}), *(name for name in ("config", "out") if getattr(options, name))]:
+        raise ConfigError(
+            f"--resume: goes on as the run was set up, accepted: no other option but --devices, got {', '.join(other)}"
+        )
+    if launched() is None:
+        processes = given.get("run.devices") or (config or RunFolder(options.resume).config()).run.devices
+        if processes > 1:
+            return launch(processes, options.arguments)
     inputs, folder = open_run(config, options.out, options.resume)
-    print(table.data_line(inputs.data.summary), flush=True)
-    if config is not None and config.run.precision == "auto":
-        print(f"Precision: {inputs.config.run.precision} (measured)", flush=True)
+    first = inputs.ranks.first
+    if first:
+        print(table.data_line(inputs.data.summary), flush=True)
+        if config is not None and config.run.precision == "auto":
+            print(f"Precision: {inputs.config.run.precision} (measured)", flush=True)
     try:
-        with make_observer() as observer:
+        with make_observer() if first else Silent() as observer:
             results = distill(inputs, folder, observer)
     except (InterruptedRunError, KeyboardInterrupt) as error:
         code = error.exit_code if isinstance(error, InterruptedRunError) else 130
-        print(f"cid: interrupted; go on with: cid distill --resume {folder.path}", file=sys.stderr)
+        if first:
+            print(f"cid: interrupted; go on with: cid distill --resume {folder.path}", file=sys.stderr)
         return code
+    if not first:
+        return 0
     print(f"\n{table.table(results)}\n")
     print(_closing(folder.path, inputs.config.method.methods[-1], inputs.config.run.seeds[0]))
     return 0

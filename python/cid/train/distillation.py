@@ -15,6 +15,7 @@ from cid.train.config import Config, read_toml, resolve, values_by_key
 from cid.train.folder import Result, RunFolder
 from cid.train.results import table
 from cid.train.run.inputs import Inputs
+from cid.train.run.launch import launched
 from cid.train.run.progress import Silent, make_observer
 from cid.train.run.runner import distill as train
 from cid.train.ship.predict import load_student
@@ -66,6 +67,8 @@ def distill(
         resume: the folder of an interrupted run that is to go on as it was set up, without `config` and `out`.
         progress: whether to show how far it is, as the command does.
 
+    In a script that torchrun starts, all processes call it, and share the run; the first shows and writes.
+
     Raises:
         ConfigError: a setting is unknown or not accepted, or the folder is not new.
         InterruptedRunError: a signal asked to stop; `resume` goes on from there.
@@ -87,7 +90,7 @@ def distill(
         ['teacher', 'kd-seed0', 'cid-seed0']
     """
     inputs, folder = open_run(config, out, resume)
-    with make_observer() if progress else Silent() as observer:
+    with make_observer() if progress and inputs.ranks.first else Silent() as observer:
         return RunResult(folder.path, tuple(train(inputs, folder, observer)))
 
 
@@ -108,11 +111,16 @@ def open_run(
         return Inputs.load(folder.config()), folder
     settings = resolved(config)
     path = _default_folder(settings.data.name) if out is None else Path(out)
-    RunFolder.check_new(path)
+    if launched() is None:
+        if settings.run.devices > 1:
+            raise ConfigError(
+                f"run.devices: got {settings.run.devices}, accepted: 1 in one process; start several by torchrun"
+            )
+        RunFolder.check_new(path)
     inputs = Inputs.load(settings)
     if settings.models.teacher_checkpoint is not None:
         inputs.given_teacher()  # which must not fail when the folder is there
-    return inputs, RunFolder.create(path, inputs.config)
+    return inputs, RunFolder(inputs.ranks.of_first(lambda: RunFolder.create(path, inputs.config).path))
 
 
 def resolved(config: Config | Mapping[str, Any] | str | Path | None) -> Config:

@@ -54,8 +54,15 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "cid", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode  # it has said why
+        print(
+            f"cid: error: the process of rank {rank} was ended by signal {-failure.exitcode}, and the others with it; "
+            "go on with: cid distill --resume, of the run's folder",
+            file=sys.stderr,
+        )
+        return 128 - failure.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

@@ -9,7 +9,10 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `signal_number` instead of ending the process; a second one ends it."""
+    """While entered, SIGINT and SIGTERM set `signal_number` instead of ending the process.
+
+    A second one of a kind ends it; of different kinds a launcher of several processes sends what its terminal sent.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -29,7 +32,7 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
-        self._restore()
+        signal.signal(number, self._previous.pop(signal.Signals(number)))
 
     def _restore(self) -> None:
         while self._previous:
