@@ -24,7 +24,7 @@ from cid.train.ship import EXPORTS
 from cid.train.ship import command as predict
 from cid.train.study import command as study
 
-SECONDS_FOR_THE_FIRST = 3.0
+SECONDS_FOR_OTHERS = 3.0
 Subparsers = Any  # argparse's own class for this is private
 
 
@@ -53,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package not in EXTRAS:
             raise
         return _fail(f'{package} is missing: pip install "cid-distill[{EXTRAS[package]}]"', 2)
+    except RuntimeError as error:
+        from cid.train.run.launch import is_of_another
+
+        if not is_of_another(error):
+            raise
+        time.sleep(SECONDS_FOR_OTHERS)  # in which this one is ended, too, unless it is on another machine
+        return _fail("another process of the run has ended", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
@@ -77,7 +84,7 @@ def _fail(message: str, code: int) -> int:
     """Says what is wrong; of several processes one does, the first if it is wrong there, too."""
     rank = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
     if rank:
-        time.sleep(SECONDS_FOR_THE_FIRST)  # its launcher ends this one when the first ends
+        time.sleep(SECONDS_FOR_OTHERS)  # its launcher ends this one when the first ends
     print(f"cid: error{f' on rank {rank}' if rank else ''}: {message}", file=sys.stderr)
     return code
 

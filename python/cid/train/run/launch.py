@@ -27,6 +27,11 @@ def launched() -> Launched | None:
     return Launched(size // here, here) if size > 1 else None
 
 
+def is_of_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    return launched() is not None and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs `cid` with these arguments in several processes of this machine; when one fails, all end.
 

@@ -88,16 +88,21 @@ class LossMonitor:
         return means
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, the mean of all ranks; float32 passes through JSON unchanged."""
+        """What a checkpoint keeps: of the losses the mean of all ranks; float32 passes through JSON unchanged."""
         sums, samples = {name: float(total) for name, total in self.sums.items()}, self.samples
         if self.ranks.size > 1:
             of_all = torch.tensor(self.ranks.every([*sums.values(), samples]), dtype=torch.float64)
-            *totals, samples = of_all.mean(0).tolist()
-            sums = dict(zip(sums, totals, strict=True))
+            *totals, samples = of_all.sum(0).tolist()
+            sums = {
+                name: total if name == "hits" else total / self.ranks.size
+                for name, total in zip(sums, totals, strict=True)
+            }
         return {"sums": sums, "steps": self.steps, "samples": samples}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         self.sums = {name: torch.tensor(total, device=self.device) for name, total in state["sums"].items()}
         self.steps = dict(state["steps"])
-        self.samples = state["samples"]
+        self.samples = state["samples"] / self.ranks.size
+        if "hits" in self.sums:
+            self.sums["hits"] /= self.ranks.size
