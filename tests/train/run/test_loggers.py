@@ -102,6 +102,8 @@ def test_lightnings_loggers_go_on_with_the_same_runs(tmp_path: Path, monkeypatch
         stop_at(patch, "labels-seed0", 1, KeyboardInterrupt)
         assert cli.main(["distill", *TINY, *arguments, "--out", str(run)]) == 130
     identities = json.loads((run / "logs/labels-seed0.json").read_text())
+    settings = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(settings.replace("[run]\n", "[run]\ncheckpoint_every = 3\n"))
     assert cli.main(["distill", "--resume", str(run)]) == 0
     assert json.loads((run / "logs/labels-seed0.json").read_text()) == identities
 

@@ -192,6 +192,11 @@ class MLflowLog(Log):
             subject, MLFlowLogger(experiment, tracking_uri=address, run_id=subject.identity("mlflow", new))
         )
 
+    def settings(self) -> None:
+        """Writes them once: a run keeps those that it began with, also where it goes on elsewhere."""
+        if not self.logger.experiment.get_run(self.logger.run_id).data.params:
+            super().settings()
+
 
 OPEN: dict[str, Callable[[Subject], Log]] = {
     "csv": CSVLog,
