@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 import cid
 from cid.train.data import Batch
@@ -16,6 +15,7 @@ from cid.train.methods import Ingredients, Training
 from cid.train.methods.cid import CID
 from cid.train.models import InputSpec
 from tests import draws
+from tests.processes import in_ranks, join_gloo
 
 RANKS, STEPS, B, C = 2, 3, 8, 4
 
@@ -35,7 +35,7 @@ def batches(rank: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def work(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    join_gloo(Path(folder), rank, RANKS)
     distiller = make()
     parallel = nn.parallel.DistributedDataParallel(distiller)
     for x, y in batches(rank):
@@ -46,17 +46,15 @@ def work(rank: int, folder: str) -> None:
     for x, y in [*batches(rank), *batches(rank)[:1]]:
         parallel(x, y, weight=y + 0.5).loss.backward()  # the contexts are not weighed
     torch.save([one.criterion.bank.context for one in (distiller, by_step)], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def choose(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    join_gloo(Path(folder), rank, RANKS)
     distiller = make(beta="auto", gamma="auto")
     parallel = nn.parallel.DistributedDataParallel(distiller)
     for x, y in batches(rank):
         parallel(x, y).loss.backward()
     torch.save((distiller.criterion.beta, distiller.criterion.gamma), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def bank_of_all_ranks() -> Tensor:
@@ -71,7 +69,7 @@ def bank_of_all_ranks() -> Tensor:
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
-    spawn(work, args=(str(tmp_path),), nprocs=RANKS)
+    in_ranks(RANKS, work, str(tmp_path))
     expected = bank_of_all_ranks()
     for rank in range(RANKS):
         for context in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
@@ -80,7 +78,7 @@ def test_the_bank_is_that_of_all_ranks(tmp_path: Path) -> None:
 
 def train_methods(rank: int, folder: str) -> None:
     """The command line's method, wrapped as its loop does it."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    join_gloo(Path(folder), rank, RANKS)
     networks = make()
     given = Ingredients(networks.student_model, networks.teacher_model, InputSpec(1, (1, 1), C), torch.arange(B))
     plain = Training(CID(beta=1.0, gamma=1.0, warmup_epochs=0), given)
@@ -98,12 +96,11 @@ def train_methods(rank: int, folder: str) -> None:
     compiled.epoch_end()
     banks = [plain.distiller.criterion.bank.context, compiled.criterion.bank.context]
     torch.save((banks, len(read), sorted(ignored)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_the_bank_of_a_method_or_a_compiled_distiller_is_that_of_all_ranks(tmp_path: Path) -> None:
-    spawn(train_methods, args=(str(tmp_path),), nprocs=RANKS)
+    in_ranks(RANKS, train_methods, str(tmp_path))
     expected = bank_of_all_ranks()
     for rank in range(RANKS):
         banks, read, ignored = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -150,7 +147,7 @@ def test_a_sharded_student_says_how_to_gather_it() -> None:
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_the_weights_are_those_of_all_ranks(tmp_path: Path) -> None:
-    spawn(choose, args=(str(tmp_path),), nprocs=RANKS)
+    in_ranks(RANKS, choose, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     assert found[0] == found[1]
     alone = make(beta="auto", gamma="auto")

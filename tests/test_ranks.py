@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import cid
 from tests import draws
+from tests.processes import in_ranks, join_gloo
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 
@@ -95,20 +95,19 @@ def cases(ranks: int) -> list[str]:
     return list(CASES) if ranks == 2 else list(CASES)[:2]
 
 
-def work(rank: int, ranks: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+def work(rank: int, ranks: int, folder: Path) -> None:
+    join_gloo(folder, rank, ranks)
     found: dict[str, Any] = {}
     for name in cases(ranks):
         kind, options = CASES[name]
         distiller = make(process_group=dist.group.WORLD, **options)
         found[name] = train(distiller, DistributedDataParallel(distiller), kind, epochs(name), rank, ranks)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_train_as_one_process(ranks: int, tmp_path: Path) -> None:
-    spawn(work, args=(ranks, str(tmp_path)), nprocs=ranks)
+    in_ranks(ranks, work, ranks, tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
     for name in cases(ranks):
         kind, options = CASES[name]
@@ -120,3 +119,91 @@ def test_ranks_train_as_one_process(ranks: int, tmp_path: Path) -> None:
 
 def close(found: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=lambda text: f"{what}: {text}")
+
+
+def shard(rank: int, ranks: int, folder: Path) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    join_gloo(folder, rank, ranks)
+    distiller = make(process_group=dist.group.WORLD)
+    mesh = init_device_mesh("cpu", (ranks,))
+    for module in (distiller.student_model, distiller.teacher_model, distiller):
+        assert module is not None
+        fully_shard(module, mesh=mesh)
+    train(distiller, distiller, "unlabelled", 2, rank, ranks)
+    found = get_model_state_dict(distiller, options=StateDictOptions(full_state_dict=True))
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def test_sharded_ranks_train_as_one_process(tmp_path: Path) -> None:
+    in_ranks(2, shard, 2, tmp_path)
+    alone = make()
+    train(alone, alone, "unlabelled", 2)
+    found = torch.load(tmp_path / "0.pt", weights_only=True)
+    for key, expected in alone.state_dict().items():
+        close(found[key], expected, key)
+
+
+def one_step(rank: int, ranks: int, folder: Path) -> None:
+    """A step with pairs of each rank alone, one in eval mode, one of more samples than before, and one compiled."""
+    join_gloo(folder, rank, ranks)
+    x, y, _ = steps("labels")[0]
+    own = part(x, rank, ranks), part(y, rank, ranks)
+    local = make(process_group=dist.group.WORLD, pairs="local", warmup_epochs=0)
+    terms = local(*own)
+    terms.loss.backward()
+    found: dict[str, Any] = {"local": list(terms[:5]), "gradient": local.criterion.head.weight.grad}
+    found["local bytes"] = local.criterion.across and local.criterion.across.received
+    every = make(process_group=dist.group.WORLD, warmup_epochs=0)
+    every(own[0][:2], own[1][:2])
+    found["grown"] = list(every(*own)[:5])
+    found["bytes"] = every.criterion.across and every.criterion.across.received
+    found["eval"] = list(every.eval()(*own)[:5])  # nothing is exchanged: ranks may have as many batches as they like
+    compiled = make(process_group=dist.group.WORLD, warmup_epochs=0)
+    found["compiled"] = list(torch.compile(compiled, backend="eager")(*own)[:5])
+    torch.save(found, folder / f"{rank}.pt")
+
+
+# PyTorch's compiler looks at this attribute of what it goes on with after what it leaves alone.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_what_ranks_exchange_in_a_step(tmp_path: Path) -> None:
+    ranks = 3
+    in_ranks(ranks, one_step, ranks, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    x, y, _ = steps("labels")[0]
+    alone = make(warmup_epochs=0)
+    whole = alone(x, y)
+    whole.loss.backward()
+    for name in ("grown", "compiled"):
+        for expected, *parts in zip(whole[:5], *(each[name] for each in found), strict=True):
+            close(torch.stack(parts).mean(), expected.detach(), name)
+    local = [make(warmup_epochs=0)(part(x, rank, ranks), part(y, rank, ranks)) for rank in range(ranks)]
+    _, ce, kd, sample, class_ = (
+        torch.stack(parts).mean() for parts in zip(*(each["local"] for each in found), strict=True)
+    )
+    for value, expected in ((ce, whole.ce), (kd, whole.kd), (sample, whole.sample)):
+        close(value, expected, "with local pairs")
+    close(class_, torch.stack([each.class_ for each in local]).mean(), "class of local pairs")
+    for each, expected in zip(found, local, strict=True):
+        close(torch.stack(each["eval"]), torch.stack(expected[:5]), "in eval mode")
+    longest = -(-len(y) // ranks)  # as 13 are 5, 4 and 4
+    labels, features = 8 * (2 + longest), 8 * longest * (6 + 9)
+    for each in found:
+        # The head does not depend on class, whose pairs differ.
+        torch.testing.assert_close(each["gradient"], alone.criterion.head.weight.grad)
+        assert each["local bytes"] == (ranks - 1) * labels + (ranks - 1) * 8 * 2
+        assert each["bytes"] == (ranks - 1) * (labels + features)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"process_group": "world"}, "process_group: got str, accepted: torch.distributed.ProcessGroup"),
+        ({"pairs": "some"}, "pairs: got 'some'"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        make(**options)

@@ -115,8 +115,7 @@ def uncompiled(why: str, function: Callable[..., T], *arguments: Any) -> T:
     """The function's value, of what `torch.compile` is to leave alone."""
     if not torch.compiler.is_dynamo_compiling():
         return function(*arguments)
-    torch._dynamo.graph_break(msg=why)
-    value: T = torch._dynamo.disable(function)(*arguments)  # type: ignore[no-untyped-call]
+    value: T = torch._dynamo.disable(function, reason=why)(*arguments)  # type: ignore[no-untyped-call]
     return value
 
 

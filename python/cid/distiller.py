@@ -250,7 +250,8 @@ class Distiller(nn.Module):
             output: CIDOutput = criterion(*self._student.read(self.student_model, x), *heard, target, weight)
             return output
         exchange = uncompiled(EXCHANGE, criterion.begin, heard[0], target)  # on its way while the student runs
-        return criterion.losses((*self._student.read(self.student_model, x), *heard, target, weight), exchange)
+        read = self._student.read(self.student_model, x)
+        return uncompiled(EXCHANGE, criterion.losses, (*read, *heard, target, weight), exchange)
 
     def _first_losses(
         self, balance: Balance, x: Any, target: Tensor, teacher: tuple[Tensor, Tensor] | None, weight: Tensor | None

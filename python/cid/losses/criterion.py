@@ -197,7 +197,8 @@ class CIDLoss(Mirror):
         given = student_features, student_logits, teacher_features, teacher_logits, target, weight
         if self.across is None or not self.training:
             return self.losses(given)
-        return self.losses(given, uncompiled(EXCHANGE, self.begin, teacher_features, target))
+        exchange = uncompiled(EXCHANGE, self.begin, teacher_features, target)
+        return uncompiled(EXCHANGE, self.losses, given, exchange)
 
     def begin(self, teacher_features: Tensor, target: Tensor) -> Exchange:
         """Start a step of several ranks with what is known before the student runs; `losses` ends it."""
@@ -221,7 +222,7 @@ class CIDLoss(Mirror):
             if exchange is None:
                 output = cid_loss_of(inputs, options, self.backend)
             else:
-                output = uncompiled(EXCHANGE, self._of_ranks, inputs, options, exchange)
+                output = self._of_ranks(inputs, options, exchange)
         except ValueError:
             # The function names weights, too: where a shape is the fault, say it of what was passed here.
             self._check_shapes(*given[:4])

@@ -42,8 +42,8 @@ class RanksBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         if torch.compiler.is_dynamo_compiling():
-            torch._dynamo.graph_break(msg="batch normalisation over ranks")
-            found: Tensor = torch._dynamo.disable(self._normalise)(input)  # type: ignore[no-untyped-call]
+            why = "batch normalisation over ranks"
+            found: Tensor = torch._dynamo.disable(self._normalise, reason=why)(input)  # type: ignore[no-untyped-call]
             return found
         return self._normalise(input)
 
