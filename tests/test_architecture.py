@@ -17,9 +17,10 @@ ROOMS = (
     "backends", "functional", "propensity",
     "_mirror", "_across", "context", "head", "losses", "capture", "student", "teacher", "balance", "distiller", "cache",
     "integrations", "train.settings", "train.sections", "train.files", "train.ranks", "train.data", "train.models",
-    "train.methods", "train.presets", "train.config", "train.networks", "train.folder", "train.scoring",
-    "train.results", "train.run", "train.transfer", "train.evaluation", "train.ship",
-    "train.distillation", "bench", "train.study", "cli", "__main__",
+    "train.methods", "train.presets", "train.config", "train.options", "train.states", "train.networks",
+    "train.teachers", "train.folder", "train.scoring", "train.results", "train.run", "train.transfer",
+    "train.finetune", "train.evaluation", "train.ship", "train.distillation", "bench", "train.study", "cli",
+    "__main__",
 )  # fmt: skip
 LONGEST = 400
 

@@ -10,16 +10,18 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cid._errors import ConfigError, InterruptedRunError, RunError
 from cid.bench import command as bench
-from cid.train.config import read_toml, resolve, settings
+from cid.train.config import read_toml, resolve
 from cid.train.evaluation import command as evaluation
+from cid.train.finetune import command as finetune
 from cid.train.methods import registry
+from cid.train.options import add_settings, given_settings
 from cid.train.ship import EXPORTS
 from cid.train.ship import command as predict
 from cid.train.study import command as study
@@ -102,27 +104,8 @@ def _register_distill(subparsers: Subparsers) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; options go over it")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="new folder of the run (default: runs/TIME-DATA)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, as it was set up")
-    _add_settings(parser)
+    add_settings(parser)
     parser.set_defaults(run=_distill)
-
-
-def _add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
-    """Adds the options of a run's settings, or of those that `only` names, by key or by section."""
-    groups: dict[str, Any] = {}
-    for setting in settings():
-        section = setting.key.partition(".")[0]
-        if setting.flag is None or (only is not None and not {section, setting.key} & set(only)):
-            continue
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        how: dict[str, Any] = {"dest": setting.key, "default": argparse.SUPPRESS, "help": setting.help}
-        if setting.kind is bool:
-            how["action"] = argparse.BooleanOptionalAction
-        else:
-            how |= {"type": setting.parse, "metavar": setting.kind.__name__.upper()}
-            if setting.many:
-                how["nargs"] = "+"
-        groups[section].add_argument(setting.flag, **how)
 
 
 def _distill(options: argparse.Namespace) -> int:
@@ -133,7 +116,7 @@ def _distill(options: argparse.Namespace) -> int:
     from cid.train.run.progress import Silent, make_observer
     from cid.train.run.runner import distill
 
-    given, config = _given(options), None
+    given, config = given_settings(options), None
     if options.resume is None:
         config = resolve(given, read_toml(options.config) if options.config else None)
     elif other := [*(given.keys() - {"run.devices"}), *(name for name in ("config", "out") if getattr(options, name))]:
@@ -147,6 +130,7 @@ def _distill(options: argparse.Namespace) -> int:
     inputs, folder = open_run(config, options.out, options.resume)
     first = inputs.ranks.first
     if first:
+        print("".join(f"{line}\n" for line in inputs.said), end="")
         print(table.data_line(inputs.data.summary), flush=True)
         if config is not None and config.run.precision == "auto":
             print(f"Precision: {inputs.config.run.precision} (measured)", flush=True)
@@ -165,10 +149,6 @@ def _distill(options: argparse.Namespace) -> int:
     return 0
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(options).items() if "." in key}
-
-
 def _closing(folder: Path, method: str, seed: int) -> str:
     student = folder / f"{method}-seed{seed}"
     return (
@@ -183,6 +163,11 @@ CACHE_SETTINGS = (
     "data",
     "models.teacher",
     "models.teacher_checkpoint",
+    "models.pretrained",
+    "models.pretrained_dir",
+    "models.teacher_inputs",
+    "models.teacher_size",
+    "optim.teacher_epochs",
     "optim.batch_size",
     "method.temperature",
     "run.device",
@@ -202,14 +187,14 @@ def _register_cache(subparsers: Subparsers) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="folder of the cache")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="type on disk (%(default)s)")
     parser.add_argument("--top-k", type=int, metavar="INT", help="keep this many logits of each sample (default: all)")
-    _add_settings(parser, CACHE_SETTINGS)
+    add_settings(parser, CACHE_SETTINGS)
     parser.set_defaults(run=_cache)
 
 
 def _cache(options: argparse.Namespace) -> int:
     from cid.train.run.runner import cache_teacher
 
-    config = resolve(_given(options), read_toml(options.config) if options.config else None)
+    config = resolve(given_settings(options), read_toml(options.config) if options.config else None)
     try:
         cache = cache_teacher(
             config,
@@ -245,7 +230,7 @@ def _register_transfer(subparsers: Subparsers) -> None:
     parser.add_argument("--to", dest="data.name", required=True, metavar="DATA", help="as --data of cid distill")
     parser.add_argument("--method", choices=tuple(registry()), help="only students of this method")
     parser.add_argument("--seed", type=int, help="only the students of this seed")
-    _add_settings(
+    add_settings(
         parser,
         [
             "data.dir",
@@ -269,7 +254,7 @@ def _transfer(options: argparse.Namespace) -> int:
 
     folder = RunFolder(options.folder)
     folder.students(options.method, options.seed)  # before the data, which takes longer
-    data = load_dataset(resolve(_given(options)).data)
+    data = load_dataset(resolve(given_settings(options)).data)
     parts = f"{len(data.train):,} to fit to, {len(data.validation):,} to choose by, {len(data.test):,} to test on"
     print(f"Images: {parts}", flush=True)
     results = transfer(folder, data, options.method, options.seed, lambda line: print(line, flush=True))
@@ -351,6 +336,7 @@ def _export(options: argparse.Namespace) -> int:
 
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_distill,
+    finetune.register,
     _register_cache,
     evaluation.register,
     _register_transfer,

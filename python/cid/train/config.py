@@ -106,6 +106,7 @@ def _complete(config: Config) -> Config:
         raise ConfigError(
             "--teacher-cache: needs the weights that it was made with, accepted: together with --teacher-checkpoint"
         )
+    _check_given(config.models, optim)
     random = data.pad > 0 or data.flip
     if data.views not in (None, 1) and not random:
         raise ConfigError(f"--views: got {data.views}, accepted: 1 where nothing is random (no --pad, no --flip)")
@@ -127,6 +128,16 @@ def _complete(config: Config) -> Config:
     for options in map(method.options, method.methods):
         options.check(optim)
     return dataclasses.replace(config, data=data, optim=optim, method=method)
+
+
+def _check_given(models: ModelsConfig, optim: OptimConfig) -> None:
+    """Checks what is said of networks that others have trained."""
+    if models.pretrained_dir is not None and not (models.pretrained or models.student_pretrained):
+        raise ConfigError("--pretrained-dir: given, accepted: together with --pretrained or --student-pretrained")
+    if models.teacher_inputs is not None and models.teacher_checkpoint is None:
+        raise ConfigError("--teacher-inputs: given, accepted: together with --teacher-checkpoint")
+    if optim.teacher_epochs == 0 and not models.pretrained and models.teacher_checkpoint is None:
+        raise ConfigError("--teacher-epochs: got 0, accepted: at least 1, but for --pretrained")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -117,9 +117,7 @@ def open_run(
                 f"run.devices: got {settings.run.devices}, accepted: 1 in one process; start several by torchrun"
             )
         RunFolder.check_new(path)
-    inputs = Inputs.load(settings)
-    if settings.models.teacher_checkpoint is not None:
-        inputs.given_teacher()  # which must not fail when the folder is there
+    inputs = Inputs.load(settings).with_networks_seen()  # which must not fail when the folder is there
     return inputs, RunFolder(inputs.ranks.of_first(lambda: RunFolder.create(path, inputs.config).path))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from cid.head import FoldedHead, InterventionalHead
 from cid.student import InterventionalStudent, with_head
 from cid.train.data import Dataset, Preprocessing
 from cid.train.files import read_json, read_tensors, write_json, write_tensors
-from cid.train.models import InputSpec, build_model
+from cid.train.models import InputSpec, bare_model
+from cid.train.models.feed import Feed, attach, feed_of
+from cid.train.models.hf import config_of
 
 FORMAT = 1
 
@@ -29,6 +30,8 @@ class Description:
         channels: of an image.
         size: height and width of an image.
         preprocessing: how image bytes become the network's input.
+        feed: what the network does with that before it reads it, if anything.
+        config: the configuration of a model of Transformers, which its name alone does not tell.
     """
 
     model: str
@@ -36,6 +39,8 @@ class Description:
     channels: int
     size: tuple[int, int]
     preprocessing: Preprocessing
+    feed: Feed | None = None
+    config: dict[str, Any] | None = None
 
     @property
     def spec(self) -> InputSpec:
@@ -58,7 +63,8 @@ def save_network(path: Path, network: nn.Module, description: Description) -> No
 
 def to_json(description: Description, network: nn.Module) -> dict[str, Any]:
     """The JSON of a network: its description, and how its interventional head is attached, if it has one."""
-    content = {"format": FORMAT, **asdict(description)}
+    own = asdict(replace(description, feed=feed_of(network), config=config_of(network)))
+    content = {"format": FORMAT, **{key: value for key, value in own.items() if value is not None}}
     if (student := interventional(network)) is not None:
         content["intervention"] = {"layer": student.layers, "temperature": student.head.temperature}
     return content
@@ -90,12 +96,12 @@ def read_network(path: Path) -> tuple[Description, nn.Module]:
 
     Raises:
         CheckpointError: the file or the JSON beside it is missing, damaged, or does not fit.
-        ConfigError: the network's name is unknown, or timm is missing.
+        ConfigError: the network's name is unknown, or its library is missing.
     """
     tensors, header = read_tensors(path)
     beside = path.with_suffix(".json")
     description, intervention = _description(header, path) if header else read_description(beside)
-    network = build_model(description.model, description.spec)
+    network = rebuilt(description)
     try:
         if intervention is not None:
             network = _with_intervention(network, intervention, tensors)
@@ -103,6 +109,15 @@ def read_network(path: Path) -> tuple[Description, nn.Module]:
     except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit {description.model}: {error}") from error
     return description, network.eval()
+
+
+def rebuilt(description: Description) -> nn.Module:
+    """The network that is described, with fresh weights."""
+    spec, feed = description.spec, description.feed
+    if feed is None:
+        return bare_model(description.model, spec, description.config)
+    read = InputSpec(len(feed.scale), feed.size, spec.classes)
+    return attach(bare_model(description.model, read, description.config), feed)
 
 
 def read_network_for(path: Path, data: Dataset) -> nn.Module:
@@ -113,7 +128,8 @@ def read_network_for(path: Path, data: Dataset) -> nn.Module:
         ConfigError: the data is not what the network was trained for.
     """
     described, network = read_network(path)
-    if described != Description(described.model, data.classes, data.channels, data.size, data.preprocessing):
+    here = Description(described.model, data.classes, data.channels, data.size, data.preprocessing)
+    if described != replace(here, feed=described.feed, config=described.config):
         raise ConfigError(
             f"{path}: was trained for {len(described.classes)} classes of {described.channels} x {described.size[0]} x "
             f"{described.size[1]} images, and the data here is not that: {len(data.classes)} classes of "
@@ -136,7 +152,7 @@ def _description(content: Any, path: Path) -> tuple[Description, dict[str, Any] 
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: has format {content['format']}, accepted: {FORMAT}")
         height, width = content["size"]
-        preprocessing = content["preprocessing"]
+        preprocessing, feed = content["preprocessing"], content.get("feed")
         description = Description(
             model=content["model"],
             classes=tuple(content["classes"]),
@@ -145,6 +161,8 @@ def _description(content: Any, path: Path) -> tuple[Description, dict[str, Any] 
             preprocessing=Preprocessing(
                 preprocessing["scale"], tuple(preprocessing["mean"]), tuple(preprocessing["std"])
             ),
+            feed=feed and Feed(tuple(feed["scale"]), tuple(feed["shift"]), tuple(feed["size"])),
+            config=content.get("config"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is no description of a network: {error!r}") from error
@@ -161,27 +179,3 @@ def _with_intervention(network: nn.Module, how: dict[str, Any], tensors: dict[st
     classes, dim = context.shape
     head = InterventionalHead(dim, classes, temperature=how["temperature"])
     return InterventionalStudent(network, layers, head, context.clone())
-
-
-def load_teacher(path: Path, network: nn.Module, name: str, classes: Sequence[str]) -> None:
-    """Loads `--teacher-checkpoint`: a `teacher.safetensors` of another run, or any safetensors file that fits.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, of another network, or of other classes.
-    """
-    beside = path.with_suffix(".json")
-    if beside.is_file():
-        description, intervention = read_description(beside)
-        if description.model != name or intervention is not None:
-            kind = f"{description.model} with an interventional head" if intervention else description.model
-            raise CheckpointError(f"--teacher-checkpoint: {path} is a {kind}, but --teacher is {name}")
-        if description.classes != tuple(classes):
-            raise CheckpointError(
-                f"--teacher-checkpoint: {path} was trained for the classes {', '.join(description.classes)}, but the "
-                f"data has {', '.join(classes)}"
-            )
-    tensors, _ = read_tensors(path)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"--teacher-checkpoint: {path} does not fit {name}: {error}") from error

@@ -58,9 +58,34 @@ class DataConfig:
 class ModelsConfig:
     """The two networks, by name."""
 
-    teacher: str = setting("wrn-16-2", "teacher: cnn-W, convnet-W, resnetD, wrn-D-K, patches-W or timm:NAME")
+    teacher: str = setting(
+        "wrn-16-2",
+        "teacher: cnn-W, convnet-W, resnetD, wrn-D-K, patches-W, timm:NAME, torchvision:NAME or hf:NAME, where NAME "
+        "may be a folder",
+    )
     student: str = setting("resnet8", "student: named as the teacher is")
-    teacher_checkpoint: str | None = setting(None, "safetensors file with the teacher's weights: it is not trained")
+    teacher_checkpoint: str | None = setting(
+        None, "safetensors, .pt or .pth file with the teacher's weights: it is not trained"
+    )
+    pretrained: bool = setting(
+        False, "the teacher starts from its published weights, of timm, torchvision or hf, and is trained further"
+    )
+    student_pretrained: bool = setting(False, "students start from their published weights, too")
+    pretrained_dir: str | None = setting(
+        None, "folder that holds the published weights of timm's and torchvision's models: nothing is downloaded"
+    )
+    teacher_inputs: str | None = setting(
+        None,
+        "how the images are normalised for a library's model of --teacher-checkpoint that is no run's: as the model "
+        "is published, or as the data set (default: model)",
+        rule=one_of("model", "data"),
+    )
+    teacher_size: int | None = setting(
+        None,
+        "side of the square to which the teacher brings images (default: as they are; a library's model that takes no "
+        "such images: its own)",
+        rule=at_least(1),
+    )
     teacher_cache: str | None = setting(None, "folder of `cid cache`: read in place of running the teacher")
     cache_teacher: bool = setting(
         False,
@@ -73,10 +98,17 @@ class OptimConfig:
     """How every network of the run is trained."""
 
     epochs: int = setting(240, "epochs of each student", rule=at_least(1))
-    teacher_epochs: int | None = setting(None, "epochs of the teacher (default: as --epochs)", rule=at_least(1))
+    teacher_epochs: int | None = setting(
+        None,
+        "epochs of the teacher (default: as --epochs); 0 with --pretrained, where it knows all classes: as it is",
+        rule=at_least(0),
+    )
     batch_size: int = setting(64, "images in a batch", rule=at_least(2))
     optimizer: str = setting("sgd", "sgd (nesterov, momentum 0.9) or adamw", rule=one_of("sgd", "adamw"))
     lr: float = setting(0.05, "highest learning rate", rule=above(0))
+    teacher_lr: float | None = setting(
+        None, "that of the teacher (default: as --lr); a pretrained one needs less", rule=above(0)
+    )
     schedule: str = setting(
         "step",
         "step (a tenth at 150, 180, 210 of 240 epochs), cosine, onecycle or constant",

@@ -61,6 +61,14 @@ class Probe:
         self._model = models[accuracies.index(self.validation)]
         self.parameters = (features.shape[1] + 1) * len(self._model.classes_)
 
+    def linear(self) -> tuple[Floats, Floats]:
+        """Weight (C, D) and bias (C,) of the classifier as one layer of the features as they are, not standardised."""
+        scaler, model = (step for _, step in self._model.steps)
+        weight, bias = model.coef_ / scaler.scale_, model.intercept_ - model.coef_ @ (scaler.mean_ / scaler.scale_)
+        if len(weight) == 1:  # of two classes it has the difference
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        return weight, bias
+
     def scores(self, features: Floats, labels: Labels) -> tuple[float, float]:
         """The accuracy, and the mean of -log of the probability of the label: infinite of a class never seen."""
         found = self._model.predict_log_proba(features)

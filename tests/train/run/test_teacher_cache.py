@@ -83,7 +83,7 @@ def test_the_loss_of_one_batch(
     path = make(tmp_path / "cache", teacher, "--views", "2", *options)
     config = resolve({"data.limit": 150, "models.teacher": "cnn-4", "models.teacher_checkpoint": teacher[-1]})
     inputs = Inputs.load(config)
-    network = inputs.given_teacher()
+    network = inputs.teacher().network.eval()
     found = []
     for kept in (None, TeacherCache(path)):
         batches = Batches(

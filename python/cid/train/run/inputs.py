@@ -15,7 +15,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch import nn
 
 from cid._errors import ConfigError
 from cid.cache import TeacherCache
@@ -23,12 +22,13 @@ from cid.train.config import Config
 from cid.train.data import Dataset, load_dataset
 from cid.train.methods import registry
 from cid.train.models import InputSpec, build_model
-from cid.train.networks import load_teacher
+from cid.train.models.published import Start, some, start_from_published
 from cid.train.ranks import FEWEST, Ranks
 from cid.train.run.launch import launched
 from cid.train.run.loggers import check_installed
 from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
+from cid.train.teachers import read_teacher
 
 
 def make_fabric(config: Config) -> Fabric:
@@ -103,12 +103,14 @@ class Inputs:
         fabric: the device.
         data: the images, on it.
         cache: the teacher's outputs on them, where the teacher is not to be run.
+        said: lines for people on networks that others have trained.
     """
 
     config: Config
     fabric: Fabric
     data: Dataset
     cache: TeacherCache | None = None
+    said: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, config: Config) -> Inputs:
@@ -128,8 +130,10 @@ class Inputs:
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
         weightings = [config.method.options(method).weighting() for method in config.method.methods]
         others = [name for weighting in weightings if weighting is not None for name in weighting.models()]
-        for name in dict.fromkeys((config.models.teacher, config.models.student, *others)):
+        for name in dict.fromkeys((config.models.student, *others)):
             build_model(name, inputs.spec)
+        if config.models.teacher_checkpoint is None:
+            build_model(config.models.teacher, inputs.spec, size=config.models.teacher_size)
         if measured:
             with cpu_threads(config.run.threads):
                 measured_as = inputs.ranks.of_first(lambda: measured_precision(config, inputs.spec, fabric.device))
@@ -137,23 +141,86 @@ class Inputs:
             inputs = dataclasses.replace(inputs, config=config, fabric=make_fabric(config))
         if config.models.teacher_cache is None:
             return inputs
-        cache = open_cache(config, inputs.data, inputs.given_teacher())
+        cache = open_cache(config, inputs.data, inputs.teacher().network.eval())
         views = dataclasses.replace(config.data, views=cache.layout.views)
         return dataclasses.replace(inputs, config=dataclasses.replace(config, data=views), cache=cache)
 
-    def given_teacher(self) -> nn.Module:
-        """The teacher of `--teacher-checkpoint`, on the device.
+    @property
+    def teacher_is_trained(self) -> bool:
+        """Whether the run trains its teacher: it does not where it was given one, whole."""
+        return self.config.models.teacher_checkpoint is None and self.config.optim.teacher_epochs != 0
+
+    def teacher(self, *, new_head: bool = False) -> Start:
+        """The teacher before the run, on the device: of a file, of published weights, or fresh.
+
+        Args:
+            new_head: whether its classifying layer is to be trained, so that it may be of other classes.
 
         Raises:
-            ConfigError: none was given.
+            ConfigError: its published weights can't be had, or it is not to be trained and lacks a class.
             CheckpointError: the file is missing, damaged, or of another network.
         """
         models = self.config.models
-        if models.teacher_checkpoint is None:
-            raise ConfigError("--teacher-checkpoint: not given, accepted: safetensors file with the teacher's weights")
-        network = build_model(models.teacher, self.spec).to(self.fabric.device)
-        load_teacher(Path(models.teacher_checkpoint), network, models.teacher, self.data.classes)
-        return network.eval()
+        if models.teacher_checkpoint is not None:
+            start = read_teacher(
+                Path(models.teacher_checkpoint),
+                models.teacher,
+                self.data,
+                size=models.teacher_size,
+                own_inputs=models.teacher_inputs != "data",
+                new_head=new_head,
+            )
+        elif models.pretrained:
+            start = self._published(models.teacher, models.teacher_size)
+        else:
+            network = build_model(models.teacher, self.spec, size=models.teacher_size)
+            start = Start(network, self.data.classes, "")
+        if start.new and not (self.teacher_is_trained or new_head):
+            raise ConfigError(
+                f"--teacher-epochs: got 0, accepted: at least 1, as {models.teacher} does not know the classes "
+                f"{', '.join(some(start.new))}; or train its classifying layer first, by cid finetune"
+            )
+        start.network.to(self.fabric.device)
+        return start
+
+    def with_networks_seen(self) -> Inputs:
+        """The same, once the networks that others have trained were loaded: `said` has what there is to say of them.
+
+        Raises:
+            ConfigError: they can't be had.
+            CheckpointError: a file is missing, damaged, or of another network.
+        """
+        models, said = self.config.models, []
+        if models.teacher_checkpoint is not None or models.pretrained:
+            said.append(f"Teacher: {self.teacher().said}")
+        if models.student_pretrained:
+            said.append(f"Students: {self.student().said}")
+        return dataclasses.replace(self, said=tuple(said))
+
+    def student(self) -> Start:
+        """A student before it is trained, on the device: fresh, or of published weights.
+
+        Raises:
+            ConfigError: these can't be had.
+        """
+        models = self.config.models
+        if models.student_pretrained:
+            start = self._published(models.student, None)
+        else:
+            start = Start(build_model(models.student, self.spec), self.data.classes, "")
+        start.network.to(self.fabric.device)
+        return start
+
+    def _published(self, name: str, size: int | None) -> Start:
+        folder = self.config.models.pretrained_dir
+        return start_from_published(
+            name,
+            self.spec,
+            self.data.classes,
+            self.data.preprocessing,
+            folder=None if folder is None else Path(folder),
+            size=size,
+        )
 
     @property
     def ranks(self) -> Ranks:

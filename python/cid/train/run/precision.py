@@ -28,7 +28,7 @@ def measured_precision(config: Config, spec: InputSpec, device: torch.device) ->
         ConfigError: a network is unknown.
     """
     student = build_model(config.models.student, spec).to(device)
-    teacher = None if config.models.teacher_cache else build_model(config.models.teacher, spec).to(device).eval()
+    teacher = None if config.models.teacher_cache else _teacher(config, spec).to(device).eval()
     inputs = torch.randn(config.optim.batch_size // config.optim.accumulate, spec.channels, *spec.size, device=device)
 
     def seconds(dtype: torch.dtype | None) -> float:
@@ -47,6 +47,10 @@ def measured_precision(config: Config, spec: InputSpec, device: torch.device) ->
         times.append((seconds(None), seconds(torch.bfloat16)))
     full, half = map(statistics.median, zip(*times, strict=True))
     return HALF if full >= WORTH * half else FULL
+
+
+def _teacher(config: Config, spec: InputSpec) -> nn.Module:
+    return build_model(config.models.teacher, spec, size=config.models.teacher_size)
 
 
 def _step(student: nn.Module, teacher: nn.Module | None, inputs: torch.Tensor, dtype: torch.dtype | None) -> None:

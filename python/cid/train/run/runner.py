@@ -7,14 +7,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cid._errors import InterruptedRunError
+from cid._errors import ConfigError, InterruptedRunError
 from cid._files import write_atomically
 from cid.cache import TeacherCache
 from cid.train.config import Config
@@ -23,8 +22,7 @@ from cid.train.files import write_json
 from cid.train.folder import TEACHER, Result, RunFolder, network_name
 from cid.train.methods import Ingredients, SampleWeights, Training, Weighting
 from cid.train.methods.labels import Labels
-from cid.train.models import build_model
-from cid.train.networks import Description, load_teacher
+from cid.train.networks import Description, read_network_for
 from cid.train.results import curves, table
 from cid.train.run.finish import finish
 from cid.train.run.inputs import Inputs, cpu_threads
@@ -140,7 +138,7 @@ class Run:
             self.spec,
             (split or self.data.train).labels.cpu(),
             teacher_dim=None if cache is None else cache.layout.feature_dim,
-            fresh_student=partial(build_model, self.config.models.student, self.spec),
+            fresh_student=lambda: self.inputs.student().network,
             process_group=torch.distributed.group.WORLD if self.ranks.size > 1 else None,
             pairs="local" if self.config.run.local_pairs else "all",
         )
@@ -151,7 +149,9 @@ class Run:
 
     def train(self, network: Network, training: Training, weights: SampleWeights | None = None) -> Trained:
         """Trains one network, its samples and those that choose the epoch weighted if they are to be."""
-        config, name = self.config, network.name
+        config, name, optim = self.config, network.name, self.config.optim
+        if network.method == TEACHER:
+            optim = dataclasses.replace(optim, lr=optim.teacher_lr or optim.lr)
         train, validation, adjustment = (
             (None, None, None) if weights is None else (weights.train, weights.validation, weights.logit_adjustment)
         )
@@ -159,7 +159,7 @@ class Run:
             name,
             self.folder.network(name),
             network.epochs,
-            config.optim,
+            optim,
             config.run.checkpoint_every,
             patience=config.optim.patience,
             ema=None if network.method == TEACHER else config.optim.ema,
@@ -308,18 +308,14 @@ def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
 def prepare_teacher(run: Run) -> nn.Module:
     """The teacher, trained, loaded from where it was trained earlier, or from the given file."""
     config = run.config
-    optim, model, given = config.optim, config.models.teacher, config.models.teacher_checkpoint
-    teacher = Network(TEACHER, config.run.seeds[0], model, optim.teacher_epochs or optim.epochs)
-    torch.manual_seed(teacher.seed)
-    network = build_model(model, run.spec).to(run.fabric.device)
+    optim = config.optim
+    teacher = Network(TEACHER, config.run.seeds[0], config.models.teacher, optim.teacher_epochs or optim.epochs)
     if run.folder.is_done(TEACHER):
-        load_teacher(run.folder.weights(TEACHER), network, model, run.data.classes)
-        return network.eval()
-    training, trained = Training(Labels(), run.ingredients(network, None)), None
-    if given is None:
-        trained = run.train(teacher, training)
-    else:
-        load_teacher(Path(given), network, model, run.data.classes)
+        return read_network_for(run.folder.weights(TEACHER), run.data).to(run.fabric.device)
+    torch.manual_seed(teacher.seed)
+    network = run.inputs.teacher().network
+    training = Training(Labels(), run.ingredients(network, None))
+    trained = run.train(teacher, training) if run.inputs.teacher_is_trained else None
     finish(run, teacher, training.predictor(), trained)
     return network.eval()
 
@@ -332,7 +328,7 @@ def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:
         return
     # Before anything else is drawn, so that a seed's students start from the same weights by every method.
     torch.manual_seed(seed)
-    student = build_model(network.model, run.spec).to(run.fabric.device)
+    student = run.inputs.student().network
     # A copy: a method may change the teacher's flags, and none must see what another one did.
     options = config.method.options(method)
     asked = copy.deepcopy(teacher) if run.cache is None or options.asks_teacher else None
@@ -353,5 +349,10 @@ def cache_teacher(
     )
     inputs = Inputs.load(dataclasses.replace(config, models=models, run=run))
     with cpu_threads(config.run.threads):
-        teacher = inputs.given_teacher()
+        if inputs.teacher_is_trained:
+            raise ConfigError(
+                "--teacher-checkpoint: not given, accepted: a file with the teacher's weights; or --pretrained "
+                "--teacher-epochs 0"
+            )
+        teacher = inputs.teacher().network.eval()
         return make_cache(config, inputs.data, teacher, out, dtype=dtype, top_k=top_k, progress=progress)

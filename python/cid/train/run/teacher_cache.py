@@ -15,6 +15,7 @@ from cid.cache import CacheError, CacheLayout, TeacherCache, digest, write_cache
 from cid.teacher import teacher_outputs
 from cid.train.config import Config
 from cid.train.data import Batches, Dataset
+from cid.train.models.feed import feed_of
 
 
 def made_from(config: Config, data: Dataset, teacher: nn.Module) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def made_from(config: Config, data: Dataset, teacher: nn.Module) -> dict[str, An
         "teacher weights": digest(teacher.state_dict()),
         "training images and labels": digest({"images": data.train.images, "labels": data.train.labels}),
         **asdict(data.preprocessing),
+        **({} if (feed := feed_of(teacher)) is None else {"feed": repr(feed)}),
         "pad": config.data.pad,
         "flip": config.data.flip,
         "view seed": config.data.view_seed,

@@ -22,11 +22,14 @@ KEYS = ("methods", "seeds", "draws", "settings", "grid")
 OWN = {"method.methods": "methods", "run.seeds": "seeds"}
 # Settings that came later: a row or a folder of before says nothing of them, so that they are no part of it at their
 # defaults.
-LATER = {"optim": ("accumulate", "clip_norm", "ema", "patience")}
+LATER = {
+    "models": ("pretrained", "student_pretrained", "teacher_inputs", "teacher_size"),
+    "optim": ("accumulate", "clip_norm", "ema", "patience", "teacher_lr"),
+}
 # Where files lie, and what computes: no part of what a row is of.
 PLACES = {
     "data": ("dir",),
-    "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher"),
+    "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher", "pretrained_dir"),
     "run": (
         "seeds",
         "device",
@@ -154,6 +157,7 @@ def digest(config: Config, method: str, seed: int) -> str:
     if method == TEACHER:
         del sections["models"]["student"], sections["optim"]["epochs"]
         sections["optim"].pop("ema", None)
+        sections["models"].pop("student_pretrained", None)
         sections["method"] = {}
     else:
         # Its teacher's, too, and the weights', which the first seed draws.
