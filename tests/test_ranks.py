@@ -159,6 +159,7 @@ def one_step(rank: int, ranks: int, folder: Path) -> None:
     every = make(process_group=dist.group.WORLD, warmup_epochs=0)
     every(own[0][:2], own[1][:2])
     found["grown"] = list(every(*own)[:5])
+    every(*own)
     found["bytes"] = every.criterion.across and every.criterion.across.received
     found["eval"] = list(every.eval()(*own)[:5])  # nothing is exchanged: ranks may have as many batches as they like
     compiled = make(process_group=dist.group.WORLD, warmup_epochs=0)

@@ -291,8 +291,9 @@ def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
         with run.fabric.autocast():
             return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
 
-    run.ranks.of_first(lambda: make() and None)
-    return make()  # of the others each opens what is there now
+    if run.ranks.size > 1:
+        run.ranks.of_first(lambda: make() and None)  # then each opens what is there
+    return make()
 
 
 def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
