@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 
 
@@ -13,8 +12,9 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: it could not be written; the old file is as it was.
     """
-    # Of a name that no other process takes for the same file, on this machine or on another.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Of several processes of one run each has a name of its own; what a kill leaves is written over the next time.
+    rank = os.environ.get("RANK")
+    temporary = path.with_name(f".{path.name}.{rank}.tmp" if rank else f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
