@@ -79,6 +79,7 @@ EXTRAS = {
     **dict.fromkeys(("lightning", "mlflow", "tensorboard", "wandb"), "loggers"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("cv2", "imagecorruptions", "numba", "skimage"), "corruptions"),
+    **dict.fromkeys(("datasets", "torchvision"), "data"),
 }
 
 

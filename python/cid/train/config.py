@@ -79,8 +79,8 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     from_file = {key: known[key].check(value, key) for key, value in (file or {}).items()}
     from_flags = {key: known[key].check(value, known[key].flag or key) for key, value in given.items()}
     values = {**from_file, **from_flags}
-    name = values.get("data.name", DataConfig.name)
-    return _complete(_build({**preset(name), **_with_implied(from_file), **_with_implied(from_flags)}))
+    name, cropped = values.get("data.name", DataConfig.name), values.get("data.crop") is not None
+    return _complete(_build({**preset(name, cropped=cropped), **_with_implied(from_file), **_with_implied(from_flags)}))
 
 
 def _with_implied(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,13 +107,14 @@ def _complete(config: Config) -> Config:
             "--teacher-cache: needs the weights that it was made with, accepted: together with --teacher-checkpoint"
         )
     _check_given(config.models, optim)
-    random = data.pad > 0 or data.flip
-    if data.views not in (None, 1) and not random:
-        raise ConfigError(f"--views: got {data.views}, accepted: 1 where nothing is random (no --pad, no --flip)")
+    if data.views not in (None, 1) and not data.augments:
+        raise ConfigError(
+            f"--views: got {data.views}, accepted: 1 where nothing is random (no --pad, --flip, --crop, --randaugment)"
+        )
     if config.models.cache_teacher and config.models.teacher_cache is not None:
         raise ConfigError("--cache-teacher: given, accepted: not together with --teacher-cache")
     if config.models.cache_teacher and data.views is None:
-        if random:
+        if data.augments:
             raise ConfigError("--cache-teacher: needs fixed views, accepted: together with --views")
         data = dataclasses.replace(data, views=1)
     if optim.batch_size % optim.accumulate or optim.batch_size < 2 * optim.accumulate:
@@ -127,6 +128,7 @@ def _complete(config: Config) -> Config:
         method = dataclasses.replace(method, **dataclasses.asdict(options.completed(config.models, optim)))
     for options in map(method.options, method.methods):
         options.check(optim)
+    _check_mixing(data, config.models, method)
     return dataclasses.replace(config, data=data, optim=optim, method=method)
 
 
@@ -138,6 +140,23 @@ def _check_given(models: ModelsConfig, optim: OptimConfig) -> None:
         raise ConfigError("--teacher-inputs: given, accepted: together with --teacher-checkpoint")
     if optim.teacher_epochs == 0 and not models.pretrained and models.teacher_checkpoint is None:
         raise ConfigError("--teacher-epochs: got 0, accepted: at least 1, but for --pretrained")
+
+
+def _check_mixing(data: DataConfig, models: ModelsConfig, method: MethodConfig) -> None:
+    """Refuses to mix samples where somebody takes each for one class's, or has seen them before they were mixed."""
+    if not data.mixes:
+        return
+    flag = "--cutmix" if data.mixup is None else "--mixup"
+    if models.teacher_cache is not None or models.cache_teacher:
+        raise ConfigError(
+            f"{flag}: given, accepted: not together with a teacher's outputs of images that are not mixed"
+        )
+    able = [each.name for each in map(method.options, registry()) if each.takes_shares and each.weighting() is None]
+    if others := [name for name in method.methods if name not in able]:
+        raise ConfigError(
+            f"{flag}: given, and --methods {' '.join(others)}, accepted: methods that take shares of classes for "
+            f"labels: {', '.join(able)}"
+        )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

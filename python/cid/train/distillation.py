@@ -139,4 +139,4 @@ def resolved(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
 
 
 def _default_folder(data: str) -> Path:
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(data).name}"
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(data.rpartition(':')[2]).name}"

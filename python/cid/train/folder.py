@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cid._errors import CheckpointError, ConfigError, DataError
 from cid._files import write_atomically
 from cid.train.config import Config, read_toml, resolve, to_toml
-from cid.train.data import READERS
+from cid.train.data import PREFIXES, READERS
 from cid.train.files import read_json, read_json_lines, write_json
 from cid.train.methods import registry
 
@@ -183,6 +183,13 @@ class RunFolder:
         elif read_json(file) != summary:
             raise DataError(f"{file}: is not of the images that are there now, on which the run can't go on")
 
+    def keep_unreadable(self, found: Mapping[str, str]) -> None:
+        """Adds images that others had to be taken for, and why, to those that are known."""
+        file = self.path / "unreadable.json"
+        known = read_json(file) if file.is_file() else {}
+        if not found.keys() <= known.keys():
+            write_json(file, {**known, **found})
+
     def config(self, data_dir: str | None = None) -> Config:
         """The configuration of the run.
 
@@ -200,8 +207,9 @@ class RunFolder:
             return config
         if config.data.name in READERS:
             data = dataclasses.replace(config.data, dir=data_dir)
-        else:  # an image folder, which goes by its path
-            data = dataclasses.replace(config.data, name=data_dir)
+        else:  # a folder, which goes by its path
+            kind, colon, _ = config.data.name.rpartition(":") if config.data.name.startswith(PREFIXES) else ("", "", "")
+            data = dataclasses.replace(config.data, name=f"{kind}{colon}{data_dir}")
         return dataclasses.replace(config, data=data)
 
     def weights(self, name: str) -> Path:

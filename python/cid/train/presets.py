@@ -87,6 +87,12 @@ DATA_PRESETS: dict[str, dict[str, Any]] = {
 FOLDER_PRESET: dict[str, Any] = {"data.flip": True, "data.pad": 4}
 
 
-def preset(data: str) -> dict[str, Any]:
-    """The settings of a data set by key, `section.name`; those of an image folder for any other name."""
-    return DATA_PRESETS.get(data, FOLDER_PRESET)
+def preset(data: str, *, cropped: bool = False) -> dict[str, Any]:
+    """The settings of a data set by key, `section.name`; those of images in files for any other name.
+
+    Args:
+        data: its name.
+        cropped: whether images are cropped at random otherwise, so that none are padded for it.
+    """
+    found = DATA_PRESETS.get(data, FOLDER_PRESET)
+    return {**found, "data.pad": 0} if cropped else found

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cid.train.settings import above, at_least, between, distinct, one_of, setting, within
+from cid.train.settings import Rule, above, at_least, between, distinct, one_of, setting, within
+
+MOST_WORKERS = 8  # that read images, unless more are asked for
+RANDAUGMENT = Rule(
+    lambda values: not values or (len(values) == 2 and values[0] >= 1 and 0 <= values[1] <= 30),
+    "two numbers: from 1 up, 0 to 30",
+)
 
 
 @dataclass(frozen=True)
@@ -13,17 +19,34 @@ class DataConfig:
 
     name: str = setting(
         "digits",
-        "digits, coloured-digits, mnist, colored-mnist, cifar10, corrupted-cifar10, cifar100, or the path of an image "
-        "folder",
+        "digits, coloured-digits, mnist, colored-mnist, cifar10, corrupted-cifar10, cifar100, the path of an image "
+        "folder, wds:FOLDER of WebDataset shards or hf:FOLDER of a Hugging Face data set",
         flag="--data",
     )
     dir: str | None = setting(None, "folder that holds the published files of the data set", flag="--data-dir")
     classes: tuple[str, ...] = setting((), "only the images of these classes, by name (default: all)")
-    resize: int | None = setting(None, "image folders: side of the square to resize to", rule=at_least(1))
+    resize: int | None = setting(
+        None,
+        "images in files: side of the square to resize to; with --crop, the shorter side before the middle is scored "
+        "(default: 8/7 of the crop)",
+        rule=at_least(1),
+    )
     limit: int | None = setting(None, "use only this many training images (validation included)", rule=at_least(2))
     limit_test: int | None = setting(None, "use only this many test images", rule=at_least(1))
     skip_unreadable: bool = setting(
-        False, "image folders: leave out images that cannot be read, and list them in the run's data.json"
+        False,
+        "images in files: leave out those that cannot be read, and list them in the run's data.json; where images are "
+        "read as needed, take the next one instead, and list them in unreadable.json",
+    )
+    memory: float = setting(
+        2.0,
+        "images in files: GiB that they may take in memory, decoded; more are read as they are needed",
+        rule=at_least(0),
+    )
+    workers: int | None = setting(
+        None,
+        f"processes that read images as they are needed (default: one a core, up to {MOST_WORKERS}; 0: none)",
+        rule=at_least(0),
     )
     validation: float | None = setting(
         None,
@@ -46,12 +69,32 @@ class DataConfig:
     data_seed: int = setting(0, "seed of what --rho and --label-noise draw", rule=at_least(0))
     pad: int = setting(0, "augmentation: random crop after padding with this many pixels", rule=at_least(0))
     flip: bool = setting(False, "augmentation: random horizontal flip")
+    crop: int | None = setting(
+        None, "augmentation: random resized crop to this side; the middle is scored", rule=at_least(1)
+    )
+    randaugment: tuple[int, ...] = setting(
+        (), "augmentation: RandAugment, how many operations and how strong (0 to 30)", rule=RANDAUGMENT
+    )
+    mixup: float | None = setting(None, "augmentation: mixup, shares drawn from Beta(a, a) of this a", rule=above(0))
+    cutmix: float | None = setting(
+        None, "augmentation: CutMix, areas drawn from Beta(a, a); beside --mixup, one of both a pair", rule=above(0)
+    )
     views: int | None = setting(
         None,
         "augmentation: this many fixed views of each image, an epoch each in turn (default: ever new ones)",
         rule=at_least(1),
     )
     view_seed: int = setting(0, "seed of the fixed views", rule=at_least(0))
+
+    @property
+    def augments(self) -> bool:
+        """Whether an image alone looks different each time."""
+        return self.pad > 0 or self.flip or self.crop is not None or bool(self.randaugment)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return self.mixup is not None or self.cutmix is not None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _features(
 ) -> Floats:
     """The representations of a split, (N, D)."""
     normalize, parts = Normalize(description.preprocessing), []
-    for images in torch.split(split.images, BATCH):
+    for images, _ in split.read(slice(start, start + BATCH) for start in range(0, len(split), BATCH)):
         inputs = normalize(as_trained(images.float() / given.scale, description))
         parts.append(classifier.read(model, inputs)[0].double())
     return torch.cat(parts).numpy()

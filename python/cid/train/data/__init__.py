@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory, and batches of them, augmented on the device.
+"""Data sets in memory, or read as they are needed, and batches of them, augmented on the device.
 
 A new data set is a file here, whose reader makes `RawData` of the configuration, a line of `READERS`, and a preset in
 `cid.train.presets`.
@@ -20,17 +20,24 @@ from cid.train.data.cifar import read_cifar10, read_cifar100, read_corrupted_cif
 from cid.train.data.dataset import Dataset, RawData
 from cid.train.data.digits import read_coloured_digits, read_digits
 from cid.train.data.folder import read_folder
+from cid.train.data.hugging_face import read_hugging_face
 from cid.train.data.images import Normalize, Preprocessing, Split
+from cid.train.data.mixing import Mixing
 from cid.train.data.mnist import read_colored_mnist, read_mnist
 from cid.train.data.noise import with_wrong_labels
 from cid.train.data.seeds import mix_seed
+from cid.train.data.shards import read_shards
+from cid.train.data.stored.opening import viewed
+from cid.train.data.stored.views import Views
 from cid.train.sections import DataConfig
 
 __all__ = [
+    "PREFIXES",
     "READERS",
     "Batch",
     "Batches",
     "Dataset",
+    "Mixing",
     "Normalize",
     "Preprocessing",
     "Split",
@@ -47,6 +54,13 @@ READERS: dict[str, Callable[[DataConfig], RawData]] = {
     "corrupted-cifar10": read_corrupted_cifar10,
     "cifar100": read_cifar100,
 }
+# Of folders that hold a data set, by what their path is prefixed with.
+FOLDERS: dict[str, Callable[[DataConfig], RawData]] = {
+    "wds:": read_shards,
+    "hf:": read_hugging_face,
+    "": read_folder,
+}
+PREFIXES = tuple(prefix for prefix in FOLDERS if prefix)
 # Those with a bias of known strength.
 BIASED = ("coloured-digits", "colored-mnist", "corrupted-cifar10")
 HELD_OUT = 0.1
@@ -59,11 +73,9 @@ def load_dataset(config: DataConfig) -> Dataset:
         ConfigError: no such data set or class, a bias where there is none to set, or limits that leave nothing.
         DataError: files are missing or damaged.
     """
-    reader = READERS.get(config.name)
-    if reader is None:
-        if not Path(config.name).is_dir():
-            raise ConfigError(f"--data: got {config.name!r}, accepted: {', '.join(READERS)} or a folder of images")
-        reader = read_folder
+    if Views.of(config).random:
+        import torchvision  # noqa: F401  # where it is missing, that is to be said before workers start
+    reader = _reader(config.name)
     if (config.rho is not None) != (config.name in BIASED):
         accepted = "a number from 0 to 1" if config.name in BIASED else f"none, but for {', '.join(BIASED)}"
         raise ConfigError(f"--rho: got {config.rho}, accepted: {accepted}")
@@ -102,7 +114,7 @@ def load_dataset(config: DataConfig) -> Dataset:
             "train": int(wrong["train"][trained_on].sum()),
             "validation": int(of_validation.sum()),
         }
-    return Dataset(
+    data = Dataset(
         train=train,
         validation=scored["validation"],
         test=scored["test"],
@@ -112,6 +124,22 @@ def load_dataset(config: DataConfig) -> Dataset:
         tests={name: raw.scored(split, generator) for name, split in tests.items()},
         groups=raw.groups,
     )
+    if not data.train.in_memory:
+        summary["read"] = "as needed"
+    elif Views.of(config).random:
+        return viewed(data, config)
+    return data
+
+
+def _reader(name: str) -> Callable[[DataConfig], RawData]:
+    """What reads the data set of a name."""
+    if name in READERS:
+        return READERS[name]
+    kind = next((prefix for prefix in FOLDERS if name.startswith(prefix)), "")
+    if not Path(name.removeprefix(kind)).is_dir():
+        accepted = ", ".join((*READERS, *(f"{prefix}FOLDER" for prefix in PREFIXES)))
+        raise ConfigError(f"--data: got {name!r}, accepted: {accepted} or a folder of images")
+    return FOLDERS[kind]
 
 
 def _with_noise(raw: RawData, config: DataConfig) -> tuple[RawData, dict[str, Tensor]]:

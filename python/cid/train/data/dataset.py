@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from cid._errors import ConfigError, DataError
 from cid.train.data.images import Preprocessing, Split
+
+T = TypeVar("T")
+
+
+def by_part(found: Mapping[str, T], has_no: str, expected: str) -> dict[str, T]:
+    """The parts of a data set by what they are for: without a test part, that for validation is it.
+
+    Args:
+        found: what there is of "train", "test" and "validation".
+        has_no: how the message begins where something is missing.
+        expected: what should be there.
+
+    Raises:
+        DataError: there is nothing to train on, or nothing to test on.
+    """
+    test = found.get("test", found.get("validation"))
+    if "train" not in found or test is None:
+        raise DataError(f"{has_no} {'to test on' if 'train' in found else 'to train on'}, expected {expected}")
+    validation = {"validation": found["validation"]} if {"test", "validation"} <= found.keys() else {}
+    return {"train": found["train"], "test": test, **validation}
 
 
 def as_published(split: Split, _: torch.Generator) -> Split:
@@ -120,13 +140,12 @@ class Dataset:
     @property
     def channels(self) -> int:
         """Channels of an image."""
-        return self.train.images.shape[1]
+        return self.train.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image."""
-        height, width = self.train.images.shape[2:]
-        return height, width
+        return self.train.shape[1:]
 
     def to(self, device: torch.device) -> Dataset:
         """The data set on a device."""

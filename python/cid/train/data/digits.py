@@ -71,7 +71,7 @@ def _read() -> RawData:
 
 
 def _on_canvas(split: Split) -> Split:
-    return replace(split, images=nn.functional.pad(split.images, (MARGIN,) * 4))
+    return replace(split, kept=nn.functional.pad(split.images, (MARGIN,) * 4))
 
 
 def _on_grounds(images: Bytes, colours: Indices, rng: np.random.Generator) -> Bytes:
@@ -87,4 +87,4 @@ def _at_several_places(split: Split, generator: torch.Generator) -> Split:
     split = split.take(torch.arange(len(split)).repeat_interleave(SCORED_PLACES))
     rows, columns = torch.randint(2 * MARGIN + 1, (2, len(split)), generator=generator)
     still = torch.zeros(len(split), dtype=torch.bool)
-    return replace(split, images=shift_and_flip(split.images, MARGIN, rows, columns, still))
+    return replace(split, kept=shift_and_flip(split.images, MARGIN, rows, columns, still))

@@ -86,6 +86,8 @@ def measure(
     check_nothing_is_lost(file, saved, len(test))
     networks = [read_network_for(folder.weights(one.name), data) for one in saved]
 
+    clean_images = test.pixels(slice(None))
+
     def accuracies(split: Split) -> list[float]:
         return [score.accuracy for score in evaluate(networks, in_batches(split, config, data))]
 
@@ -93,8 +95,8 @@ def measure(
     found: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in saved]
     for place, name in enumerate(names, 1):
         for strength in STRENGTHS:
-            images = torch.from_numpy(corrupted(test.images.numpy(), name, strength))
-            for each, accuracy in zip(found, accuracies(replace(test, images=images)), strict=True):
+            images = torch.from_numpy(corrupted(clean_images.numpy(), name, strength))
+            for each, accuracy in zip(found, accuracies(replace(test, kept=images)), strict=True):
                 each[name].append(accuracy)
         report(f"{name}: {place} of {len(names)}")
     results = [Robustness(*one, accuracy, each) for one, accuracy, each in zip(saved, clean, found, strict=True)]

@@ -65,6 +65,7 @@ class Method:
         knows_ranks: whether its loss counts what the other ranks have, of whose batches its own is a part. Else the
             losses of the ranks are weighed by their samples, which is right for what is a mean over samples.
         keeps: what it keeps of each sample that it has seen, in words, which other ranks do not see; else empty.
+        takes_shares: whether a batch's target may be the share of each class, as that of mixed samples is.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,7 @@ class Method:
     asks_teacher: ClassVar[bool] = False
     knows_ranks: ClassVar[bool] = False
     keeps: ClassVar[str] = ""
+    takes_shares: ClassVar[bool] = False
 
     # --- options: what is not given, and what contradicts other settings
 

@@ -31,6 +31,7 @@ class CID(PairWeighted):
     name = "cid"
     terms: ClassVar[tuple[str, ...]] = ("ce", "kd", "sample", "class")
     knows_ranks = True
+    takes_shares = True
 
     warmup_epochs: int | None = setting(None, "epochs without the intervention (default: a twelfth)", rule=at_least(0))
     context_momentum: float = setting(0.0, "how much of the old context bank stays", rule=within(0, 1))

@@ -28,6 +28,7 @@ class CIDWithoutHead(PairWeighted):
 
     name = "cid-no-head"
     terms = ("ce", "kd", "sample", "class")
+    takes_shares = True
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
         """Both networks, where their representations are found, the adapter, and what chooses the weights, if any."""

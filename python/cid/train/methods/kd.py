@@ -19,6 +19,7 @@ class KD(LogitsMethod):
 
     name = "kd"
     terms = ("ce", "kd")
+    takes_shares = True
 
     alpha: float = _shared.alpha()
     temperature: float = _shared.temperature()

@@ -22,6 +22,7 @@ class Labels(Method):
 
     name = "labels"
     terms = ("ce",)
+    takes_shares = True
 
     def networks(self, given: Ingredients) -> dict[str, nn.Module | None]:
         """The student."""

@@ -24,6 +24,8 @@ def data_line(summary: Mapping[str, Any]) -> str:
     parts += [f"{count:,} wrong labels drawn in {part}" for part, count in summary.get("wrong_labels", {}).items()]
     if left_out := summary["unreadable"]["count"]:
         parts.append(f"{left_out:,} unreadable and left out (see data.json)")
+    if "read" in summary:
+        parts.append(f"read {summary['read']}")
     return f"Images: {', '.join(parts)}"
 
 

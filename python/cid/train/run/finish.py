@@ -31,6 +31,7 @@ def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | 
     result = score(run, network, predictor, trained)
     run.log.end(network.method, result)
     run.ranks.of_first(lambda: write_json(folder / "result.json", result.to_json()))
+    run.ranks.of_first(lambda: run.folder.keep_unreadable(run.data.train.unreadable))
     run.observer.finish(name, summary(network, result))
     run.stop_if_asked(name)
 

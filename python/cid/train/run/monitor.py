@@ -51,7 +51,8 @@ class LossMonitor:
             self._bad_values[name] = torch.where(first, value, self._bad_values.get(name, torch.zeros_like(value)))
             self._count(name, factor * value.float(), part)
         if output.logits is not None:
-            self._count("hits", (output.logits.argmax(1) == target).sum().float(), part)
+            labels = target.argmax(1) if target.is_floating_point() else target  # of mixed samples, the largest share
+            self._count("hits", (output.logits.argmax(1) == labels).sum().float(), part)
             self.samples += len(target)
 
     def _count(self, name: str, value: Tensor, part: float) -> None:

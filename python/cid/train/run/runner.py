@@ -17,7 +17,7 @@ from cid._errors import ConfigError, InterruptedRunError
 from cid._files import write_atomically
 from cid.cache import TeacherCache
 from cid.train.config import Config
-from cid.train.data import Batches, Split, mix_seed
+from cid.train.data import Batches, Mixing, Split, mix_seed
 from cid.train.files import write_json
 from cid.train.folder import TEACHER, Result, RunFolder, network_name
 from cid.train.methods import Ingredients, SampleWeights, Training, Weighting
@@ -114,6 +114,7 @@ class Run:
             weights=weights,
             logit_adjustments=logit_adjustments,
             ranks=self.ranks,
+            mixing=Mixing.of(config.data, len(self.data.classes)),
         )
 
     def seed(self, seed: int) -> None:

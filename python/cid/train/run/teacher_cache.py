@@ -14,7 +14,7 @@ from cid._errors import CheckpointError, ConfigError
 from cid.cache import CacheError, CacheLayout, TeacherCache, digest, write_cache
 from cid.teacher import teacher_outputs
 from cid.train.config import Config
-from cid.train.data import Batches, Dataset
+from cid.train.data import Batches, Dataset, Split
 from cid.train.models.feed import feed_of
 
 
@@ -23,15 +23,23 @@ def made_from(config: Config, data: Dataset, teacher: nn.Module) -> dict[str, An
     return {
         "teacher": config.models.teacher,
         "teacher weights": digest(teacher.state_dict()),
-        "training images and labels": digest({"images": data.train.images, "labels": data.train.labels}),
+        **_of_images(data.train),
         **asdict(data.preprocessing),
         **({} if (feed := feed_of(teacher)) is None else {"feed": repr(feed)}),
         "pad": config.data.pad,
         "flip": config.data.flip,
         "view seed": config.data.view_seed,
+        **({"crop": config.data.crop} if config.data.crop else {}),
+        **({"randaugment": list(config.data.randaugment)} if config.data.randaugment else {}),
         # PyTorch does not promise that a seed yields the same numbers in every release.
         "random numbers": digest({"first": torch.rand(16, generator=torch.Generator().manual_seed(0))}),
     }
+
+
+def _of_images(split: Split) -> dict[str, Any]:
+    if isinstance(split.kept, Tensor):
+        return {"training images and labels": digest({"images": split.kept, "labels": split.labels})}
+    return {"training files": split.kept.fingerprint(), "training labels": digest({"labels": split.labels})}
 
 
 def open_cache(config: Config, data: Dataset, teacher: nn.Module) -> TeacherCache:
@@ -79,7 +87,7 @@ def make_cache(
     """
     views, classes = config.data.views, len(data.classes)
     if views is None:
-        if config.data.pad or config.data.flip:
+        if config.data.augments:
             raise ConfigError("--views: not given, accepted: how many augmented views of each image to keep")
         views = 1
     if top_k is not None and not 0 < top_k < classes:

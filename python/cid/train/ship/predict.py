@@ -12,7 +12,7 @@ from torch import nn
 
 from cid._errors import DataError
 from cid.train.data import Normalize
-from cid.train.data.folder import image_files, read_image
+from cid.train.data.decoding import image_files, read_image
 from cid.train.networks import Description, read_network
 
 

@@ -23,12 +23,13 @@ OWN = {"method.methods": "methods", "run.seeds": "seeds"}
 # Settings that came later: a row or a folder of before says nothing of them, so that they are no part of it at their
 # defaults.
 LATER = {
+    "data": ("crop", "randaugment", "mixup", "cutmix"),
     "models": ("pretrained", "student_pretrained", "teacher_inputs", "teacher_size"),
     "optim": ("accumulate", "clip_norm", "ema", "patience", "teacher_lr"),
 }
 # Where files lie, and what computes: no part of what a row is of.
 PLACES = {
-    "data": ("dir",),
+    "data": ("dir", "memory", "workers"),
     "models": ("teacher_checkpoint", "teacher_cache", "cache_teacher", "pretrained_dir"),
     "run": (
         "seeds",

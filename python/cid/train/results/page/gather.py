@@ -358,7 +358,7 @@ def _sample(index: int, name: str, answers: Answers, test: Split) -> Sample:
         own=_guesses(s.softmax(0), 1)[0],
         final=_guesses(z.softmax(0), 1)[0],
         contexts=_guesses((s / answers.temperature).softmax(0), 2),
-        image=test.images[index],
+        image=test.pixels(slice(index, index + 1))[0],
     )
 
 

@@ -288,5 +288,5 @@ def _heavy(
         beliefs={model: float(belief[index]) for model, belief in beliefs.items()},
         context=None if contexts is None else data.groups[int(contexts.own[index])],
         usual=None if contexts is None else data.groups[int(contexts.usual[index])],
-        image=data.train.images[index],
+        image=data.train.pixels(slice(index, index + 1))[0],
     )
