@@ -1,10 +1,10 @@
 """What two processes on this machine really send, compute and keep in a step, beside what the model says of it."""
 
-import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import cid
 from benches.scale import model
 from benches.scale.model import Step
+from cid.bench import memory
 from cid.train.run.batch_norm import over_ranks
 
 RANKS, INPUTS, HIDDEN = 2, 7, 12
@@ -28,7 +29,7 @@ class Pair(NamedTuple):
     """A number of the model, and the same counted."""
 
     what: str
-    modelled: int
+    modelled: float
     counted: int
 
 
@@ -69,15 +70,10 @@ def networks(step: Step) -> tuple[nn.Module, nn.Module]:
     return student, network(step.teacher_dim)
 
 
-def body() -> int:
-    """Parameters of such a network up to its features, but for the weights and biases of the last layer before them."""
-    return INPUTS * HIDDEN + HIDDEN + 2 * HIDDEN
-
-
 def as_counted(step: Step) -> Step:
-    """The step as it is here: with the small student."""
-    trained = body() + (HIDDEN + 1) * step.student_dim
-    return Step(step.batch, step.classes, step.student_dim, step.teacher_dim, RANKS, trained, norms=(HIDDEN,), pairs=step.pairs)
+    """The step as it is here, with the small student."""
+    trained = (INPUTS + 1 + 2) * HIDDEN + (HIDDEN + 1) * step.student_dim
+    return replace(step, ranks=RANKS, body=trained, norms=(HIDDEN,))
 
 
 def compare(step: Step, rank: int) -> list[Pair]:
@@ -96,20 +92,45 @@ def compare(step: Step, rank: int) -> list[Pair]:
         parallel(x, y).loss.backward()
     with listening() as turned:
         distiller.epoch_end()
-    across, bank = distiller.criterion.across, distiller.criterion.bank
-    assert across is not None
+    criterion = distiller.criterion
+    assert criterion.across is not None
+    received = criterion.across.received
+    state = sum(each.nbytes for each in (*criterion.head.parameters(), *criterion.bank.buffers()))
     sums = model.gradients(step) + model.head_gradients(step) + model.statistics_gradients(step)
-    head = distiller.criterion.head
-    state = sum(each.nbytes for each in (*head.parameters(), *bank.buffers()))
-    expected = model.kept(step)
+    kept = model.kept(step)
     return [
-        Pair("labels and features, received", int(model.gathered(step, model.labels(step) + model.features(step))), across.received),
-        Pair("batch normalisation, gathered", model.statistics(step, gpu=False), heard.gathered - across.received // (RANKS - 1)),
-        Pair("gradients, summed", sums, heard.reduced),
-        Pair("bank, summed once an epoch", model.bank_sums(step), turned.reduced),
-        Pair("bank and head, kept", int(expected["bank"] + expected["head"] / 3), state),
-        Pair("products of the loss, FLOP", model.products(step), products(step)),
+        Pair(
+            "labels and features, bytes received",
+            model.gathered(step, model.labels(step) + model.features(step)),
+            received,
+        ),
+        Pair(
+            "batch normalisation, bytes received",
+            model.gathered(step, model.statistics(step, gpu=False)),
+            (RANKS - 1) * heard.gathered - received,
+        ),
+        Pair("gradients, bytes summed up", sums, heard.reduced),
+        Pair("bank, bytes summed up once an epoch", model.bank_sums(step), turned.reduced),
+        Pair("bank and head, bytes kept", kept["bank"] + kept["head"] / 3, state),
+        Pair("products of the loss but class, FLOP", model.products(step), products(step)),
     ]
+
+
+def fullest(step: Step) -> Pair:
+    """Bytes that the loss needs beyond its inputs and their gradients."""
+    b, c, ds, dt = step.batch, step.classes, step.student_dim, step.teacher_dim
+    criterion = cid.CIDLoss(
+        ds, dt, c, beta=1.0, gamma=1.0, warmup_epochs=0, pairs=step.pairs, process_group=dist.group.WORLD
+    )
+    f, s = torch.randn(b, ds, requires_grad=True), torch.randn(b, c, requires_grad=True)
+    given = f, s, torch.randn(b, dt), torch.randn(b, c), torch.randint(c, (b,))
+
+    def call() -> object:
+        return torch.autograd.grad(criterion(*given).loss, [f, s, *criterion.parameters()])
+
+    call()
+    passing = model.passing(step)
+    return Pair("memory of the loss, bytes", sum(passing.values()) - passing["logits"] / 2, memory.counted(call))
 
 
 def products(step: Step) -> int:
@@ -125,27 +146,28 @@ def products(step: Step) -> int:
     return all_of_it.get_total_flops() - of_class.get_total_flops()
 
 
-def work(rank: int, steps: list[Step], folder: str) -> None:
+def work(rank: int, steps: Sequence[Step], folder: str) -> None:
     """One of the processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    found = [[tuple(pair) for pair in compare(step, rank)] for step in steps]
+    found = [([tuple(pair) for pair in compare(step, rank)], tuple(fullest(step))) for step in steps]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def count(steps: list[Step]) -> list[list[Pair]]:
-    """The pairs of each step, as the first of two processes has them."""
+def count(steps: Sequence[Step]) -> list[tuple[list[Pair], Pair]]:
+    """Of each step, as the first of two processes has them: what is to be equal, and what roughly so."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(work, args=(steps, folder), nprocs=RANKS)
-        found = torch.load(os.path.join(folder, "0.pt"), weights_only=True)
-    return [[Pair(*pair) for pair in pairs] for pairs in found]
+        found = torch.load(Path(folder) / "0.pt", weights_only=True)
+    return [([Pair(*pair) for pair in equal], Pair(*rough)) for equal, rough in found]
 
 
-SIZES = [
-    as_counted(Step(batch, classes, student_dim, teacher_dim, pairs=pairs))
-    for batch, classes, student_dim, teacher_dim, pairs in (
-        (5, 3, 6, 9, "all"), (5, 3, 6, 9, "local"), (32, 100, 64, 256, "all"), (64, 1000, 128, 512, "all"),
-        (33, 20011, 37, 65, "all"),
-    )
-]  # fmt: skip
+# Each with another part in the lead: none, labels alone, features, the head, the logits.
+STEPS = [
+    as_counted(Step(5, 3, 6, 9)),
+    as_counted(Step(5, 3, 6, 9, pairs="local")),
+    as_counted(Step(2048, 10, 128, 256)),
+    as_counted(Step(33, 2011, 512, 65)),
+    as_counted(Step(256, 8000, 16, 32)),
+]

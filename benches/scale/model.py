@@ -131,7 +131,7 @@ def class_products(step: Step) -> float:
 
 
 def kept(step: Step) -> dict[str, float]:
-    """Bytes that stay on a rank; of what is trained parameter, gradient and momentum, and what an average needs."""
+    """Bytes that stay on a rank. Of what is trained: parameter, gradient and momentum."""
     return {
         "classifiers": FLOAT * step.classes * (3 * (step.student_dim + 1) + step.teacher_dim + 1),
         "head": FLOAT * step.head * 3,
@@ -141,14 +141,14 @@ def kept(step: Step) -> dict[str, float]:
 
 def passing(step: Step) -> dict[str, float]:
     """Bytes that a step needs at its fullest."""
-    rows = step.student_dim + step.teacher_dim
+    rows = 2 * step.width * (step.student_dim + step.teacher_dim) if step.pairs == "all" else 0
     return {
-        # s, q and z, and gradients of kd (twice, the second times the rank's share) and ce.
+        # s, q and the gradient of s; and three that are the loss's own, z among them.
         "logits": FLOAT * step.batch * step.classes * 6,
-        # As gathered, with our own among them, and the gradient of all.
-        "features": step.compared * (2 * step.width * rows + FLOAT * step.student_dim) if step.ranks > 1 else 0.0,
-        # The gradient is copied to be averaged.
-        "head, averaged": FLOAT * step.head if step.ranks > 1 else 0.0,
+        # Of all, as gathered, with our own among them, and the gradient; of our own, adapted, and the gradient.
+        "features": step.compared * (rows + FLOAT * step.student_dim) + 2 * FLOAT * step.batch * step.teacher_dim,
+        # The gradient is copied to be averaged, while a half is still there by itself.
+        "head, averaged": FLOAT * step.head * 1.5 if step.ranks > 1 else 0.0,
     }
 
 
