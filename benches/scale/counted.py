@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -158,7 +158,8 @@ def work(rank: int, steps: Sequence[Step], folder: str) -> None:
 def count(steps: Sequence[Step]) -> list[tuple[list[Pair], Pair]]:
     """Of each step, as the first of two processes has them: what is to be equal, and what roughly so."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(work, args=(steps, folder), nprocs=RANKS)
+        # Forked, as PyTorch is imported by now; nothing here speaks to a GPU.
+        start_processes(work, args=(steps, folder), nprocs=RANKS, start_method="fork")
         found = torch.load(Path(folder) / "0.pt", weights_only=True)
     return [([Pair(*pair) for pair in equal], Pair(*rough)) for equal, rough in found]
 
