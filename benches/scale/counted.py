@@ -112,7 +112,6 @@ def compare(step: Step, rank: int) -> list[Pair]:
         Pair("gradients, bytes summed up", sums, heard.reduced),
         Pair("bank, bytes summed up once an epoch", model.bank_sums(step), turned.reduced),
         Pair("bank and head, bytes kept", kept["bank"] + kept["head"] / 3, state),
-        Pair("products of the loss but class, FLOP", model.products(step), products(step)),
     ]
 
 
@@ -133,7 +132,7 @@ def fullest(step: Step) -> Pair:
     return Pair("memory of the loss, bytes", sum(passing.values()) - passing["logits"] / 2, memory.counted(call))
 
 
-def products(step: Step) -> int:
+def products(step: Step) -> Pair:
     """FLOP of the products of the loss on one rank's samples, but for those of class, which go by labels."""
     b, c, ds, dt = step.batch, step.classes, step.student_dim, step.teacher_dim
     criterion = cid.CIDLoss(ds, dt, c, beta=1.0, gamma=1.0, warmup_epochs=0, backend="reference")
@@ -143,7 +142,8 @@ def products(step: Step) -> int:
         criterion(*given).loss.backward()
     with FlopCounterMode(display=False) as of_class:
         cid.functional.class_loss(f, given[2], given[4], backend="reference").backward()
-    return all_of_it.get_total_flops() - of_class.get_total_flops()
+    flop = all_of_it.get_total_flops() - of_class.get_total_flops()
+    return Pair("products of the loss but class, FLOP", model.products(step), flop)
 
 
 def work(rank: int, steps: Sequence[Step], folder: str) -> None:
@@ -157,11 +157,15 @@ def work(rank: int, steps: Sequence[Step], folder: str) -> None:
 
 def count(steps: Sequence[Step]) -> list[tuple[list[Pair], Pair]]:
     """Of each step, as the first of two processes has them: what is to be equal, and what roughly so."""
+    flop = [products(step) for step in steps]  # first: what PyTorch imports for it, the processes need, too
     with tempfile.TemporaryDirectory() as folder:
         # Forked, as PyTorch is imported by now; nothing here speaks to a GPU.
         start_processes(work, args=(steps, folder), nprocs=RANKS, start_method="fork")
         found = torch.load(Path(folder) / "0.pt", weights_only=True)
-    return [([Pair(*pair) for pair in equal], Pair(*rough)) for equal, rough in found]
+    return [
+        ([*(Pair(*pair) for pair in equal), of_products], Pair(*rough))
+        for of_products, (equal, rough) in zip(flop, found, strict=True)
+    ]
 
 
 # Each with another part in the lead: none, labels alone, features, the head, the logits.

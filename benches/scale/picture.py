@@ -113,6 +113,6 @@ def _write(figure: Any, path: Path, title: str) -> Path:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(<svg[^>]*>)", rf"\1\n<title>{title}</title>", svg, count=1).replace("<svg ", '<svg role="img" ', 1)
-    svg = re.sub(r'id="([A-Za-z]+_\d+)"', rf'id="{path.stem}-\1"', svg).replace(BLACK, "currentColor")
+    svg = re.sub(r'id="([\w.]+_\d+)"', rf'id="{path.stem}-\1"', svg).replace(BLACK, "currentColor")
     path.write_text("\n".join(line.rstrip() for line in svg.splitlines() if line.strip()) + "\n", encoding="utf-8")
     return path

@@ -50,7 +50,7 @@ def test_a_slower_network_is_felt_by_several_machines_alone() -> None:
 
 def test_the_pictures_are_up_to_date_and_fit_into_a_page(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    names = set()
+    names: set[str] = set()
     for path in picture.draw(tmp_path):
         svg = path.read_text(encoding="utf-8")
         ET.fromstring(svg)
