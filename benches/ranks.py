@@ -48,7 +48,7 @@ def make(kind: str, teacher: str, student: str) -> tuple[cid.Distiller, nn.Modul
         beta=65.0, gamma=1.0, warmup_epochs=0, process_group=group,
     )  # fmt: skip
     if kind.endswith("norms"):
-        over_ranks(distiller.student_model)
+        over_ranks(distiller.student_model, torch.device("cpu"))
     return distiller, distiller if kind == "apart" else DistributedDataParallel(distiller)
 
 

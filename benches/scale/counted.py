@@ -66,7 +66,7 @@ def networks(step: Step) -> tuple[nn.Module, nn.Module]:
         return nn.Sequential(*body, nn.Linear(dim, step.classes))
 
     student = network(step.student_dim)
-    over_ranks(student)
+    over_ranks(student, torch.device("cpu"))
     return student, network(step.teacher_dim)
 
 

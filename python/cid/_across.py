@@ -62,7 +62,7 @@ class Across:
         if count > self._room and not look:
             raise ValueError(
                 f"target: got {count} samples, accepted: at most {self._room} on a device, the most that a rank had in "
-                "the first step"
+                "the first step or that were reserved"
             )
         while True:
             # One block a rank: how many samples it has, how many of them have a label, and the labels.
@@ -98,10 +98,17 @@ class Across:
         dist.all_reduce(values, group=self.group)
         return values.div_(self.size)
 
+    def reserve(self, samples: int) -> None:
+        """Makes room for parts of so many samples, on all ranks, so that the first step need not ask for it."""
+        self._room = max(self._room, samples)
+
+    @torch.no_grad()
     def same(self, *tensors: Tensor) -> None:
-        """The tensors of the first rank, in place."""
-        for values in tensors:
-            dist.broadcast(values.detach(), group=self.group, group_src=0)
+        """The tensors of the first rank, in place: as objects, for tensors may not yet be where the group's are."""
+        found = [[values.detach().cpu() for values in tensors]]
+        dist.broadcast_object_list(found, group=self.group, group_src=0)
+        for values, first in zip(tensors, found[0], strict=True):
+            values.copy_(first)
 
     def averaging(self, parameter: Tensor) -> Tensor:
         """The parameter, whose gradient is the mean of those of the ranks."""

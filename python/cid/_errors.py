@@ -39,3 +39,6 @@ class InterruptedRunError(RunError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[type[InterruptedRunError], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code - 128)  # for other processes to raise it, too

@@ -113,7 +113,7 @@ def _distill(options: argparse.Namespace) -> int:
     from cid.train.distillation import open_run
     from cid.train.folder import RunFolder
     from cid.train.results import table
-    from cid.train.run.launch import launch, launched
+    from cid.train.run.launch import follow_launcher, launch, launched
     from cid.train.run.progress import Silent, make_observer
     from cid.train.run.runner import distill
 
@@ -128,6 +128,7 @@ def _distill(options: argparse.Namespace) -> int:
         processes = given.get("run.devices") or (config or RunFolder(options.resume).config()).run.devices
         if processes > 1:
             return launch(processes, options.arguments)
+    follow_launcher()
     inputs, folder = open_run(config, options.out, options.resume)
     first = inputs.ranks.first
     if first:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
-
-from cid._errors import RunError
 
 T = TypeVar("T")
 # What batch normalisation needs of one rank.
@@ -56,6 +55,11 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def same(self, values: Tensor) -> None:
+        """What the first rank has, of all; in place."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+
     def every(self, value: T) -> list[T]:
         """What each rank has, of all."""
         values = [value] * self.size
@@ -67,8 +71,7 @@ class Ranks:
         """What `make` returns on the first rank, where alone it is called, of all; or what it raises there.
 
         Raises:
-            RunError: the first rank's.
-            OSError: likewise.
+            Exception: the first rank's.
         """
         if self.size == 1:
             return make()
@@ -76,8 +79,8 @@ class Ranks:
         if self.first:
             try:
                 found[0] = make()
-            except (RunError, OSError) as error:
-                found[1] = error
+            except Exception as error:
+                found[1] = _passed_on(error)
         dist.broadcast_object_list(found, src=0)
         if found[1] is not None:
             raise found[1]
@@ -87,6 +90,15 @@ class Ranks:
     def first_of(self, value: T | None) -> T | None:
         """The value of the lowest rank that has one, of all."""
         return next((each for each in self.every(value) if each is not None), None)
+
+
+def _passed_on(error: Exception) -> Exception:
+    """The error, or what can be said of it where it can't be sent."""
+    try:
+        pickle.dumps(error)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 ALONE = Ranks()

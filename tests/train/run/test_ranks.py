@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cid import cli
+from cid._errors import ConfigError, InterruptedRunError, RunError
 from cid.train.files import read_json_lines, read_tensors
 from cid.train.ranks import Ranks
 from cid.train.run.batch_norm import over_ranks
@@ -210,7 +212,7 @@ def networks() -> nn.Module:
 def normalise(rank: int, folder: Path) -> None:
     join_gloo(folder, rank, 2)
     network = networks()
-    over_ranks(network)
+    over_ranks(network, torch.device("cpu"))
     x = torch.randn(7, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     own = x[:3] if rank == 0 else x[3:]
     own.requires_grad_()
@@ -244,3 +246,65 @@ def test_ranks_of_one() -> None:
     assert one.every(3) == [3]
     assert one.first_of(None) is None
     assert one.of_first(lambda: 5) == 5
+
+
+def other_ways(rank: int, out: str) -> None:
+    """In bfloat16, with normalisation of each rank's own, accumulated: of 27 images ranks have 12 and 15."""
+    options = ["--precision", "bf16-mixed", "--no-sync-batchnorm", "--accumulate", "3", "--ema", "0.9", "--epochs", "2"]
+    more = ["--methods", "kd", "cid", "--local-pairs", "--clip-norm", "5", "--batch-size", "27"]
+    assert cli.main(["distill", *COMMON, *options, *more, "--out", out]) == 0
+
+
+def test_what_is_scored_is_what_is_saved(tmp_path: Path) -> None:
+    from cid.train.folder import RunFolder, Scores
+    from cid.train.scoring import score_students
+
+    out = tmp_path / "run"
+    in_ranks(2, other_ways, str(out))
+    scored: dict[str, Scores] = {}
+    score_students(RunFolder(out), method=None, seed=None, data_dir=None, report_score=scored.__setitem__)
+    assert set(scored) == {"kd-seed0", "cid-seed0"}
+    for name, scores in scored.items():
+        result = json.loads((out / name / "result.json").read_text())
+        assert scores.test_loss == pytest.approx(result["test_loss"], rel=1e-5)
+
+
+def bfloat16(rank: int, out: str) -> None:
+    options = ["--precision", "bf16-mixed", "--methods", "labels", "--epochs", "1", "--teacher-epochs", "1"]
+    assert cli.main(["distill", *COMMON, *options, "--out", out]) == 0
+
+
+def test_statistics_over_ranks_of_bfloat16(tmp_path: Path) -> None:
+    in_ranks(2, bfloat16, str(tmp_path / "run"))
+
+
+def activate(rank: int, folder: Path) -> None:
+    from timm.layers.norm_act import BatchNormAct2d
+
+    join_gloo(folder, rank, 2)
+    torch.manual_seed(0)
+    network, x = nn.Sequential(BatchNormAct2d(3)), torch.randn(8, 3, 4, 4)
+    expected = network(x)
+    over_ranks(network, torch.device("cpu"))
+    own = x[:2] if rank == 0 else x[2:]
+    torch.testing.assert_close(network(own), expected[:2] if rank == 0 else expected[2:])
+    assert (expected >= 0).all()  # by its activation
+
+
+def test_a_layer_that_normalises_and_does_more_goes_on_doing_it(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    in_ranks(2, activate, tmp_path)
+
+
+def test_a_layer_that_normalises_in_a_way_of_its_own_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ConfigError, match=r"^--sync-batchnorm: the network normalises batches by Own, accepted"):
+        over_ranks(nn.Sequential(Own(3)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("error", [InterruptedRunError("cid-seed0", 15), ConfigError("--lr: got 1")])
+def test_an_error_is_raised_by_other_processes_too(error: RunError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.exit_code) == (type(error), str(error), error.exit_code)

@@ -18,6 +18,7 @@ from cid.train.files import read_tensors
 from cid.train.folder import RunFolder
 from cid.train.methods import Ingredients, Training
 from cid.train.methods.labels import Labels
+from cid.train.ranks import Ranks
 from cid.train.run.accumulation import micro_batches
 from cid.train.run.average import Average
 from tests import draws
@@ -156,11 +157,28 @@ def flat(batch: Batch) -> list[Tensor]:
 @pytest.mark.parametrize("rich", [False, True])
 def test_parts_are_the_batch_again(samples: int, count: int, sizes: list[int], rich: bool) -> None:
     batch = batch_of(samples, rich=rich)
-    parts = micro_batches(batch, count)
+    parts = [part for part, _ in micro_batches(batch, count)]
     assert [len(part.target) for part in parts] == sizes
     assert sum(part.share for part in parts) == pytest.approx(1.0)
     for whole, *pieces in zip(flat(batch), *map(flat, parts), strict=True):
         assert torch.equal(torch.cat(pieces), whole)
+
+
+@pytest.mark.parametrize("whole", [9, 10, 26, 61])
+@pytest.mark.parametrize("size", [2, 3])
+def test_parts_of_several_ranks_are_as_many_and_the_batch_again(whole: int, size: int) -> None:
+    values = torch.randn(whole, dtype=torch.float64)
+    means = []
+    for rank in range(size):
+        own = Ranks(rank, size).part(whole)
+        count = own.stop - own.start
+        batch = batch_of(count, rich=False)._replace(weight=values[own], share=size * count / whole)
+        means.append([(part, fraction) for part, fraction in micro_batches(batch, 4, Ranks(rank, size))])
+    assert len({len(each) for each in means}) == 1
+    assert all(sum(fraction for _, fraction in each) == pytest.approx(1.0) for each in means)
+    assert all(len(part.target) >= 2 for each in means for part, _ in each)
+    total = sum(part.share * part.weight.mean() for each in means for part, _ in each if part.weight is not None) / size
+    torch.testing.assert_close(total, values.mean())
 
 
 def test_the_gradient_of_parts_is_that_of_the_batch(tmp_path: Path) -> None:

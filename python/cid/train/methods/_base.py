@@ -39,6 +39,7 @@ class Ingredients:
         fresh_student: makes another student, with weights of its own from the global random state.
         process_group: the ranks whose batches are parts of one; None where there is one.
         pairs: which pairs of a class are compared, of all ranks or of each; see `cid.CIDLoss`.
+        longest: the most samples that a rank has of a batch, or more.
     """
 
     student: nn.Module
@@ -49,6 +50,7 @@ class Ingredients:
     fresh_student: Callable[[], nn.Module] | None = None
     process_group: ProcessGroup | None = None
     pairs: str = "all"
+    longest: int = 0
 
 
 @dataclass(frozen=True)

@@ -62,22 +62,23 @@ class CID(PairWeighted):
         if self.warmup_epochs is None:
             raise ValueError("warmup_epochs: got None, accepted: complete options")
         beta, gamma = self.weights()
-        return {
-            "distiller": Distiller(
-                given.student,
-                given.teacher,
-                num_classes=given.spec.classes,
-                teacher_dim=given.teacher_dim,
-                alpha=self.alpha,
-                beta=beta,
-                gamma=gamma,
-                temperature=self.temperature,
-                warmup_epochs=self.warmup_epochs,
-                context_momentum=self.context_momentum,
-                process_group=given.process_group,
-                pairs=given.pairs,
-            )
-        }
+        distiller = Distiller(
+            given.student,
+            given.teacher,
+            num_classes=given.spec.classes,
+            teacher_dim=given.teacher_dim,
+            alpha=self.alpha,
+            beta=beta,
+            gamma=gamma,
+            temperature=self.temperature,
+            warmup_epochs=self.warmup_epochs,
+            context_momentum=self.context_momentum,
+            process_group=given.process_group,
+            pairs=given.pairs,
+        )
+        if distiller.criterion.across is not None:
+            distiller.criterion.across.reserve(given.longest)
+        return {"distiller": distiller}
 
     def balance(self, training: Training) -> Balance | None:
         """That of the distiller."""

@@ -82,6 +82,10 @@ class Checkpoint:
         """
         state = {key: value.detach() for key, value in self.training.trained_state().items()}
         state |= {key: self.ranks.sum(state[key].clone()) for key in sorted(self.training.gathered() & state.keys())}
+        random = self.ranks.every(_random_state(self.device))
+        self.ranks.of_first(lambda: self._write(position, state, random))
+
+    def _write(self, position: Position, state: dict[str, Tensor], random: list[dict[str, Tensor]]) -> None:
         weights = {f"method.{key}": value.cpu() for key, value in state.items()}
         if not all_finite(weights):
             bad = next(key for key, value in weights.items() if not all_finite({key: value}))
@@ -90,8 +94,8 @@ class Checkpoint:
             )
         optimizer_tensors, optimizer_scalars = _flatten(self.optimizer)
         tensors = {**weights, **optimizer_tensors}
-        for rank, random in enumerate(self.ranks.every(_random_state(self.device))):
-            tensors |= {f"random.{key}{rank or ''}": value for key, value in random.items()}
+        for rank, states in enumerate(random):
+            tensors |= {f"random.{key}{rank or ''}": value for key, value in states.items()}
         header = {
             "epoch": position.epoch,
             "step": position.step,
@@ -105,7 +109,7 @@ class Checkpoint:
         if position.best is not None:
             tensors |= {f"best.{key}": value for key, value in position.best.state.items()}
             header["best"] = {"epoch": position.best.epoch, "score": position.best.score}
-        self.ranks.of_first(lambda: write_tensors(self.path, tensors, header))
+        write_tensors(self.path, tensors, header)
 
     def load(self) -> Position:
         """Restores everything from the file, if there is one; else leaves all as it is, at the start.
@@ -113,8 +117,12 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged or does not fit.
         """
-        if not self.path.is_file():
+        there = self.ranks.every(self.path.is_file())
+        if not any(there):
             return Position()
+        if not all(there):
+            missing = ", ".join(str(rank) for rank, here in enumerate(there) if not here)
+            raise CheckpointError(f"{self.path}: is not there for the processes of rank {missing}, but for others")
         tensors, header = read_tensors(self.path)
         try:
             self.training.load_trained_state(self._own(_part(tensors, "method.")))

@@ -31,7 +31,8 @@ def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | 
     result = score(run, network, predictor, trained)
     run.log.end(network.method, result)
     run.ranks.of_first(lambda: write_json(folder / "result.json", result.to_json()))
-    run.ranks.of_first(lambda: run.folder.keep_unreadable(run.data.train.unreadable))
+    met = run.ranks.every(dict(run.data.train.unreadable))
+    run.ranks.of_first(lambda: run.folder.keep_unreadable({name: why for each in met for name, why in each.items()}))
     run.observer.finish(name, summary(network, result))
     run.stop_if_asked(name)
 

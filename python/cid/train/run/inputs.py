@@ -46,7 +46,9 @@ def make_fabric(config: Config) -> Fabric:
     how: dict[str, Any] = {"devices": [int(index)] if index else 1}
     if processes is not None:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which greets from each process
-        ddp = DDPStrategy(timeout=timedelta(hours=12))  # some wait long for what the first rank does
+        # Some wait long for what the first rank does. Networks of other libraries may have parameters of no use here.
+        unused = ":" in config.models.student or ":" in config.models.teacher
+        ddp = DDPStrategy(timeout=timedelta(hours=12), find_unused_parameters=unused)
         how = {"devices": processes.here, "num_nodes": processes.machines, "strategy": ddp}
         how["plugins"] = TorchElasticEnvironment()
     try:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.distributed as dist
+
+LAUNCHER = "CID_LAUNCHER"  # in the environment: the process that started this one
 
 
 class Launched(NamedTuple):
@@ -25,6 +29,18 @@ def launched() -> Launched | None:
         return None
     size, here = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     return Launched(size // here, here) if size > 1 else None
+
+
+def follow_launcher() -> None:
+    """Ends this process when the one of `launch` is gone, be it killed."""
+    if launcher := os.environ.get(LAUNCHER):
+        threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
+
+
+def _end_with(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def is_of_another(error: RuntimeError) -> bool:
@@ -45,6 +61,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     # What has failed the processes tell by themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # As torchrun does: the processes would each take all cores.
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

@@ -106,7 +106,7 @@ class Trainer:
         self._record = record
         self._stop = stop
         if self._ranks.size > 1 and job.norms_over_ranks:
-            over_ranks(training)
+            over_ranks(training, fabric.device)
             training.keep_buffers()
         optimizer = make_optimizer(training.param_groups(job.optim.weight_decay), job.optim)
         self._wrapped, self._optimizer = fabric.setup(training, optimizer)
@@ -181,12 +181,11 @@ class Trainer:
         done = self._position.epoch * self._batches.steps + self._position.step
         set_learning_rate(self._optimizer, self._learning_rate(done))
         self._optimizer.zero_grad()
-        optim, parts = self._job.optim, micro_batches(batch, self._job.optim.accumulate)
-        for part in parts:
-            unfinished = len(parts) > 1 and part is not parts[-1]
+        optim, parts = self._job.optim, micro_batches(batch, self._job.optim.accumulate, self._ranks)
+        for number, (part, fraction) in enumerate(parts, 1):
+            unfinished = number < len(parts)
             with self._fabric.no_backward_sync(self._wrapped) if unfinished else nullcontext():
                 output: StepOutput = self._wrapped(part)
-                fraction = part.share / batch.share
                 factor = fraction if self._training.method.knows_ranks else part.share
                 losses.add(done, output, part.target, factor=factor, part=fraction)
                 self._fabric.backward(output.loss if factor == 1 else factor * output.loss)
@@ -208,7 +207,8 @@ class Trainer:
         every = self._job.checkpoint_every
         number = self._stop.signal_number
         if self._ranks.size > 1:  # all stop at the same step, where they look at their losses together anyway
-            looks = self._position.step % self._check_every == 0
+            step = self._position.step
+            looks = step % self._check_every == 0 or step == self._batches.steps
             number = self._ranks.first_of(number) if looks else None
         if number is None and (every is None or self._position.step % every):
             return
@@ -229,6 +229,8 @@ class Trainer:
 
     def _finish_epoch(self, losses: LossMonitor) -> None:
         """Scores the epoch, keeps it if it is the best, turns to the next and saves."""
+        if not self._job.norms_over_ranks:
+            self._share_buffers()
         with nullcontext() if self._average is None else self._average.applied():
             metrics = self._score(losses)
         self._record(metrics)
@@ -239,6 +241,17 @@ class Trainer:
         position.step = 0
         position.losses = None
         self._save()
+
+    def _share_buffers(self) -> None:
+        """Gives all ranks the first one's statistics of batch normalisation, so that all score one network."""
+        saved, gathered = self._training.trained_state(), self._training.gathered()
+        buffers = {name: value for name, value in self._training.named_buffers() if name in saved}
+        for name, value in buffers.items():
+            if name not in gathered:
+                self._ranks.same(value)
+        if self._average is not None:
+            for value in self._average.state().values():
+                self._ranks.same(value)
 
     def _score(self, losses: LossMonitor) -> dict[str, Any]:
         """The metrics of the epoch, which is kept if it is the best."""

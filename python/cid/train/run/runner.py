@@ -142,6 +142,7 @@ class Run:
             fresh_student=lambda: self.inputs.student().network,
             process_group=torch.distributed.group.WORLD if self.ranks.size > 1 else None,
             pairs="local" if self.config.run.local_pairs else "all",
+            longest=self.config.optim.batch_size // self.ranks.size + 3,  # parts are cut between pairs
         )
 
     def describe(self, model: str) -> Description:
@@ -203,7 +204,8 @@ class Run:
                 self.log.epoch(metrics)
 
         if self.config.run.compile:
-            training.compile_step(self.config.optim.batch_size // self.config.optim.accumulate // self.ranks.size)
+            part = self.ranks.part(self.config.optim.batch_size)
+            training.compile_step((part.stop - part.start) // self.config.optim.accumulate)
         trainer = Trainer(
             self.fabric,
             job,
@@ -216,7 +218,8 @@ class Run:
         )
         files.rewind_metrics(key["name"], trainer.position.epoch)
         if network is not None:
-            self.log.begin(network.name, network.method, network.seed, trainer.position.epoch)
+            begun = network.name, network.method, network.seed, trainer.position.epoch
+            self.ranks.of_first(lambda: self.log.begin(*begun))
         return trainer.train()
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+ECHO = 5.0  # seconds
+
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `signal_number` instead of ending the process.
+    """While entered, SIGINT and SIGTERM set `signal_number` instead of ending the process; a second one ends it.
 
-    A second one of a kind ends it; of different kinds a launcher of several processes sends what its terminal sent.
+    To one of several processes that may be an echo: who told all of them told their launcher, which tells them again.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -31,8 +36,14 @@ class StopRequest:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
-        signal.signal(number, self._previous.pop(signal.Signals(number)))
+        again, self.signal_number = self.signal_number is not None, number
+        if not again:
+            self._since = time.monotonic()
+            if "RANK" not in os.environ:
+                self._restore()
+        elif time.monotonic() - self._since > ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         while self._previous:

@@ -44,7 +44,7 @@ def _folder(run: Run, weighting: Weighting) -> Path:
 
 def _kept(run: Run, weighting: Weighting) -> SampleWeights | None:
     path = _folder(run, weighting) / "weights.safetensors"
-    if not path.is_file():
+    if not run.ranks.of_first(path.is_file):  # others might find them before the first has gone on
         return None
     tensors, header = read_tensors(path)
     if header["options"] != asdict(weighting):
