@@ -2,6 +2,8 @@
 
 import io
 import json
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,34 @@ def test_what_shards_lack_is_named(tmp_path: Path) -> None:
         path.unlink()
     data = load(f"wds:{tmp_path / 'c'}", validation=0.3)  # val alone is the test, as in folders
     assert (len(data.train), len(data.validation), len(data.test)) == (8, 3, 4)
+
+
+def cut_off(content: bytearray, header: int) -> None:
+    del content[header:]
+
+
+def cut_within(content: bytearray, header: int) -> None:
+    del content[header + 512 + 20 :]
+
+
+def damage(content: bytearray, header: int) -> None:
+    content[header : header + 512] = b"x" * 512
+
+
+@pytest.mark.parametrize("change", [cut_off, cut_within, damage])
+def test_a_shard_that_does_not_end_as_it_should_is_named(
+    tmp_path: Path, change: Callable[[bytearray, int], None]
+) -> None:
+    """Else the samples behind would be missing without a word."""
+    write_shards(tmp_path / "set")
+    path = tmp_path / "set" / "some.set-train-01.tar"
+    with tarfile.open(path) as file:
+        last = file.getmembers()[-3].offset
+    content = bytearray(path.read_bytes())
+    change(content, last)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-01\.tar: cannot be read: .*; accepted: tar files, not compressed"):
+        load(f"wds:{tmp_path / 'set'}")
 
 
 def write_hugging_face(base: Path, *, names: bool, saved: bool) -> None:

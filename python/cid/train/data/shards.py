@@ -109,8 +109,17 @@ def _samples(shard: Path) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
                 own[suffix.lower()] = member
             if own:
                 yield _sample(shard, key, own, file)
+            _check_end(file)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"--data: {shard}: cannot be read: {error}; accepted: tar files, not compressed") from error
+
+
+def _check_end(file: tarfile.TarFile) -> None:
+    """That the archive ends where its members do: at a header it cannot read `tarfile` ends without a word."""
+    assert file.fileobj is not None
+    file.fileobj.seek(file.offset)
+    if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"at byte {file.offset:,} there is neither a file nor the end of the archive")
 
 
 def _sample(
