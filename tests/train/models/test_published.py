@@ -1,5 +1,6 @@
 """Models of libraries, by their names, with fresh weights and with published ones."""
 
+import re
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,7 @@ def test_timm(tmp_path: Path) -> None:
 def test_torchvision_of_a_file_on_grey_images(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     folder = libraries.torchvision_folder(tmp_path / "files")
-    hub = torch.hub.get_dir()
     found = start("torchvision:shufflenet_v2_x0_5", ("Tench", "hen"), folder, channels=1)
-    assert torch.hub.get_dir() == hub
     assert found.new == ()
     whole = models.shufflenet_v2_x0_5()
     whole.load_state_dict(torch.load(next(folder.iterdir()), weights_only=True))
@@ -74,6 +73,38 @@ def test_torchvision_of_a_file_on_grey_images(tmp_path: Path) -> None:
     expected = whole.eval()(Normalize(IMAGENET)(images.expand(-1, 3, -1, -1)))
     yields = found.network.eval()((images - 0.2) / 0.3)
     torch.testing.assert_close(yields, expected[:, [0, 8]], rtol=1e-4, atol=1e-4)
+
+
+class Code:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_nothing_is_run_of_a_file_for_torchvision(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    torch.save({"fc.weight": Code(tmp_path / "run")}, tmp_path / "resnet18-f37072fd.pth")
+    with pytest.raises(ConfigError, match=r"can't be had \(.*f37072fd\.pth: holds more than tensors and plain values"):
+        start("torchvision:resnet18", ("a", "b"), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["densenet121", "googlenet"])
+def test_files_of_torchvision_as_they_were_published(tmp_path: Path, name: str) -> None:
+    """Some with other names of tensors, some with a second classifier."""
+    models = pytest.importorskip("torchvision.models")
+    more = {"init_weights": False} if name == "googlenet" else {}
+    state = models.get_model(name, weights=None, **more).state_dict()
+    counted = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in counted.items()}
+    url = models.get_model_weights(name).DEFAULT.url
+    torch.save(old, tmp_path / url.rpartition("/")[2])
+    found = start(f"torchvision:{name}", ("tench", "hen"), tmp_path)
+    assert found.new == ()
+    key = next(iter(counted))
+    assert torch.equal(found.network.state_dict()[key], state[key])
 
 
 def test_transformers_of_a_folder(tmp_path: Path) -> None:

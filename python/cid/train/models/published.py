@@ -65,7 +65,7 @@ def start_from_published(
     try:
         published = library.published(own, folder)
     # What isn't there, can't be reached, or was never published: the libraries and what they load with differ in it.
-    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"--pretrained: the weights of {name!r} can't be had ({reason}). Where nothing can be downloaded, "

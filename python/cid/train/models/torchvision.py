@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cid._errors import ConfigError
 from cid.train.models.spec import NAMED_BY, InputSpec, Library, Native, Published, synonyms, yield_logits
+from cid.train.states import fitted, read_state
 
+DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 # Without a second classifier for training alone; their published weights expect that they normalise once more.
 INCEPTION = {"aux_logits": False, "transform_input": True}
 OPTIONS: dict[str, dict[str, Any]] = {"inception_v3": INCEPTION, "googlenet": INCEPTION}
@@ -37,27 +36,22 @@ def _native(name: str, _model: nn.Module) -> Native:
 
 def _published(name: str, folder: Path | None) -> Published:
     weights = _weights(name)
-    with _downloads(folder, weights.url.rpartition("/")[2]):
-        model = _models(name).get_model(name, weights=weights)
-    return Published(model.state_dict(), tuple(map(synonyms, weights.meta["categories"])))
+    state = _models(name).get_model(name, weights=weights).state_dict() if folder is None else _read(name, folder)
+    return Published(state, tuple(map(synonyms, weights.meta["categories"])))
 
 
-@contextmanager
-def _downloads(folder: Path | None, file: str) -> Iterator[None]:
-    """Within it a folder is where PyTorch keeps what it downloads."""
-    if folder is None:
-        yield
-        return
-    if not (folder / file).is_file():
-        raise FileNotFoundError(f"{folder} has no {file}")
-    before = torch.hub.get_dir()
-    with tempfile.TemporaryDirectory() as hub:
-        (Path(hub) / "checkpoints").symlink_to(folder.absolute())
-        torch.hub.set_dir(hub)
-        try:
-            yield
-        finally:
-            torch.hub.set_dir(before)
+def _read(name: str, folder: Path) -> dict[str, Tensor]:
+    """The published weights in a folder; not by torchvision, which runs what a file holds."""
+    weights = _weights(name)
+    path = folder / weights.url.rpartition("/")[2]
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {path.name}")
+    # As it was published, with its second classifier.
+    more = {"init_weights": False} if name in OPTIONS else {}
+    expected = _models(name).get_model(name, weights=None, num_classes=len(weights.meta["categories"]), **more)
+    # Those of DenseNet were published before names of tensors could not have such points.
+    state = {DENSE.sub(r"\1\2.", key): value for key, value in read_state(path).items()}
+    return fitted(state, expected.state_dict(), path, name)
 
 
 def _weights(name: str) -> Any:
