@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,20 @@ def test_workers_change_nothing(folder: Path, options: dict[str, Any]) -> None:
     next(other.epoch(0))  # which is left
     assert torch.equal(torch.get_rng_state(), state)
     check_same(alone, other, 0)
+
+
+def test_workers_do_not_run_the_users_script_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may call `distill` outside of `if __name__ == "__main__":`, or be read from a pipe."""
+    script, again = tmp_path / "script.py", tmp_path / "again"
+    script.write_text(f"open({str(again)!r}, 'w').close()\n", encoding="utf-8")
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.setattr(main, "__file__", str(script), raising=False)
+    check_same(make_batches(load(folder, workers=1)), make_batches(load(folder)), 0)
+    assert not again.exists()
+    assert sys.modules["__main__"] is main
 
 
 def test_the_parts_of_the_ranks_are_the_batches_of_one(folder: Path) -> None:

@@ -6,9 +6,12 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,7 +145,8 @@ class Readers:
         begins = self._loader is None
         self._loader = self._loader if self._loader is not None else self._started(pin)
         # Nothing else holds it: the processes end when it does.
-        self._iterator = iter(self._loader)
+        with _without_main():
+            self._iterator = iter(self._loader)
         if begins:  # ahead of what waits for these processes when this one ends
             atexit.register(_close, weakref.ref(self))
         while True:
@@ -171,7 +175,7 @@ class Readers:
         forks = "forkserver" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:  # imports what they need once for all
-            context.set_forkserver_preload(["__main__", __name__, *self.reading.views.needs])
+            context.set_forkserver_preload([__name__, *self.reading.views.needs])
         return DataLoader(
             self.reading,
             batch_size=None,
@@ -185,6 +189,20 @@ class Readers:
             prefetch_factor=AHEAD,
             persistent_workers=True,
         )
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Within it new processes do not import the script that runs, as `multiprocessing` has them do.
+
+    They need nothing of it; and one that calls `distill` outside of `if __name__ == "__main__":` would begin again.
+    """
+    name = "__main__"
+    script, sys.modules[name] = sys.modules[name], ModuleType(name)
+    try:
+        yield
+    finally:
+        sys.modules[name] = script
 
 
 def _close(readers: weakref.ref[Readers]) -> None:
