@@ -116,7 +116,7 @@ def open_run(
             raise ConfigError(
                 f"run.devices: got {settings.run.devices}, accepted: 1 in one process; start several by torchrun"
             )
-        RunFolder.check_new(path)
+        RunFolder.check_new(path, f" (or go on with --resume {path})")
     inputs = Inputs.load(settings).with_networks_seen()  # which must not fail when the folder is there
     return inputs, RunFolder(inputs.ranks.of_first(lambda: RunFolder.create(path, inputs.config).path))
 

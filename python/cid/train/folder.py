@@ -147,16 +147,18 @@ class RunFolder:
         self._metrics = self.network(network) / "metrics.jsonl" if network else path / "metrics.jsonl"
 
     @staticmethod
-    def check_new(path: Path) -> None:
+    def check_new(path: Path, more: str = "") -> None:
         """Checks that nothing would be overwritten.
+
+        Args:
+            path: of the folder.
+            more: what else is accepted, for the message.
 
         Raises:
             ConfigError: the folder exists and is not empty, or is a file.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(
-                f"--out: got {path}, which exists, accepted: a new folder (or go on with --resume {path})"
-            )
+            raise ConfigError(f"--out: got {path}, which exists, accepted: a new folder{more}")
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunFolder:
@@ -166,7 +168,7 @@ class RunFolder:
             ConfigError: the folder exists and is not empty, or is a file.
             OSError: it can't be written.
         """
-        cls.check_new(path)
+        cls.check_new(path, f" (or go on with --resume {path})")
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.toml", to_toml(config).encode())
         return cls(path)

@@ -147,6 +147,18 @@ def read_description(path: Path) -> tuple[Description, dict[str, Any] | None]:
     return _description(read_json(path), path)
 
 
+def is_description(path: Path) -> bool:
+    """Whether a file is there that describes a network in some format of ours.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not path.is_file():
+        return False
+    content = read_json(path)
+    return isinstance(content, dict) and "format" in content
+
+
 def _description(content: Any, path: Path) -> tuple[Description, dict[str, Any] | None]:
     try:
         if content["format"] != FORMAT:

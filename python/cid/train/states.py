@@ -17,6 +17,7 @@ from cid.train.files import read_tensors
 NESTED = ("state_dict", "model_state_dict", "model", "teacher", "net", "network", "module", "weights")
 # What wrappers put before the names of tensors: DistributedDataParallel, averages, and modules of usual loops.
 PREFIXES = ("module.", "model.", "teacher.", "student.", "net.", "network.", "backbone.", "encoder.")
+OF_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 SHOWN = 8
 
 
@@ -26,8 +27,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it can't be read, holds more than tensors and plain values, or no weights.
     """
-    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt", ".tar"):
-        return read_tensors(path)[0]
+    if path.suffix.lower() == ".safetensors":
+        return _dense(read_tensors(path)[0], path)
+    if path.suffix.lower() not in OF_TORCH:
+        raise CheckpointError(f"{path}: accepted: a file that ends in .safetensors, {', '.join(OF_TORCH)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -35,7 +38,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors and plain values, or is no file of torch.save; reading such could run "
             "whatever was put into it. Accepted: what torch.save(model.state_dict(), FILE) writes"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # of a damaged file PyTorch raises whatever it stumbles over
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     found = _weights(content)
@@ -44,7 +47,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: holds no weights, accepted: tensors by name, or under {NESTED[0]!r}; got {what}"
         )
-    return found
+    return _dense(found, path)
+
+
+def _dense(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            kind = "has no values" if value.is_meta else f"is {value.layout}, {value.dtype}"
+            raise CheckpointError(f"{path}: {key} {kind}, accepted: dense tensors of real numbers")
+    return state
 
 
 def _weights(content: Any) -> dict[str, Tensor] | None:

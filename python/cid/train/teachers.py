@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from cid._errors import CheckpointError
 from cid.train.data import Dataset
+from cid.train.files import all_finite
 from cid.train.models import InputSpec, build_model, library_of
 from cid.train.models.feed import Feed
 from cid.train.models.published import Start, class_axes, rows_by_name, some, with_rows
-from cid.train.networks import Description, read_description, rebuilt
+from cid.train.networks import Description, is_description, read_description, rebuilt
 from cid.train.states import fitted, read_state, without_prefix
 
 
@@ -41,9 +42,14 @@ def read_teacher(
     """
     try:
         state, beside = read_state(path), path.with_suffix(".json")
-        if beside.is_file():
+        if not all_finite(state):
+            raise CheckpointError(f"{path}: holds weights that are not finite")
+        if is_description(beside):
             return _described(path, state, name, data, size, new_head=new_head)
-        return _found(path, state, name, data, size, own_inputs=own_inputs, new_head=new_head)
+        start = _found(path, state, name, data, size, own_inputs=own_inputs, new_head=new_head)
+        # A configuration of another program's, say.
+        ignored = f"; {beside.name} beside it is not cid's and is ignored" if beside.is_file() else ""
+        return replace(start, said=start.said + ignored)
     except CheckpointError as error:
         raise CheckpointError(f"--teacher-checkpoint: {error}") from error
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from cid._errors import ConfigError, DataError
 from cid.train.data.images import Preprocessing, Split
 
 T = TypeVar("T")
+MOST_CLASSES = 2**20  # beyond what anyone tells apart: such labels are none
 
 
 def by_part(found: Mapping[str, T], has_no: str, expected: str) -> dict[str, T]:
@@ -30,6 +32,32 @@ def by_part(found: Mapping[str, T], has_no: str, expected: str) -> dict[str, T]:
         raise DataError(f"{has_no} {'to test on' if 'train' in found else 'to train on'}, expected {expected}")
     validation = {"validation": found["validation"]} if {"test", "validation"} <= found.keys() else {}
     return {"train": found["train"], "test": test, **validation}
+
+
+def numbered(labels: Sequence[Tensor], where: str) -> tuple[str, ...]:
+    """Classes that are called by their numbers, up to the highest label.
+
+    Raises:
+        DataError: a label is absurdly high.
+    """
+    highest = max(int(each.max()) if len(each) else 0 for each in labels)
+    if highest >= MOST_CLASSES:
+        raise DataError(f"--data: {where}: has the label {highest}, expected numbers below {MOST_CLASSES:,}")
+    return tuple(map(str, range(1 + highest)))
+
+
+def check_classes(classes: Sequence[str], labels: Tensor, where: str) -> None:
+    """Checks that there are classes to tell apart, and images to learn each from.
+
+    Raises:
+        DataError: there are fewer than two, or one has no training image.
+    """
+    if len(classes) < 2:
+        raise DataError(f"--data: {where} has {len(classes)} classes, expected 2 or more")
+    count = torch.bincount(labels, minlength=len(classes))[: len(classes)].tolist()
+    if empty := [name for name, images in zip(classes, count, strict=True) if not images]:
+        more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
+        raise DataError(f"--data: {where} has no images to train on of {', '.join(empty[:8])}{more}")
 
 
 def as_published(split: Split, _: torch.Generator) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,16 +22,24 @@ def decode(file: str | Path | BinaryIO) -> Image:
     """An image of any kind, in three channels of bytes.
 
     Raises:
-        ValueError: it can't be read; the message says why.
+        ValueError: it is not there, or no image; the message says why.
+        OSError: the system does not let it be read.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
             decoded: Image.Image = _of_bytes(image)
             return decoded
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError("no image that Pillow knows") from error
     # Of a damaged file Pillow's decoders raise whatever they stumble over.
     except Exception as error:
+        # The system's errors of opening and reading have a number; they say nothing of the image, if it is there.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise
         raise ValueError(str(error) or type(error).__name__) from error
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cid._errors import DataError
-from cid.train.data.dataset import RawData, by_part
+from cid.train.data.dataset import RawData, by_part, check_classes, numbered
 from cid.train.data.decoding import decode
 from cid.train.data.images import PHOTOGRAPHS
 from cid.train.data.stored.opening import Part, open_parts
@@ -29,6 +29,9 @@ def read_hugging_face(config: DataConfig) -> RawData:
     """
     base = Path(config.name.removeprefix("hf:"))
     splits = _splits(base)
+    own = [name for name in splits if PARTS.get(name) == "validation"]
+    if len(own) > 1:
+        raise DataError(f"--data: {base} has the splits {' and '.join(own)}, expected one of them")
     found = {PARTS[name]: split for name, split in splits.items() if name in PARTS}
     parts = by_part(found, f"--data: {base} has no split", "train, and test or validation")
     listed: dict[str, Part] = {}
@@ -39,8 +42,9 @@ def read_hugging_face(config: DataConfig) -> RawData:
             raise DataError(f"--data: {base}: its splits have other classes: {', '.join(sorted({*names, *classes}))}")
         classes = names
     if not classes:
-        classes = tuple(map(str, range(1 + max(int(part.labels.max()) for part in listed.values()))))
+        classes = numbered([part.labels for part in listed.values()], str(base))
     opened = open_parts(listed, config)
+    check_classes(classes, opened.splits["train"].labels, str(base))
     return RawData(
         train=opened.splits["train"],
         test=opened.splits["test"],
@@ -81,7 +85,10 @@ def _part(base: Path, rows: Any) -> tuple[Part, tuple[str, ...]]:
             "integer 'label'"
         )
     (label,), (image,) = labels, images
-    values = torch.from_numpy(rows.select_columns(label).with_format("numpy")[:][label].astype("int64"))
+    column = rows.select_columns(label).with_format("arrow")[:][label]
+    if column.null_count:
+        raise DataError(f"--data: {base}: has {column.null_count:,} rows without a label")
+    values = torch.from_numpy(column.to_numpy().astype("int64"))
     if len(values) and int(values.min()) < 0:  # as the hub marks those of a test that it keeps secret
         raise DataError(f"--data: {base}: has the label {int(values.min())}, expected numbers from 0")
     names = tuple(getattr(features[label], "names", ()))
@@ -104,6 +111,8 @@ class Rows:
 
     def __getitem__(self, index: int) -> Image:
         cell = self._rows[index][self._column]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise ValueError("there is no image")
         return decode(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
 
     def name(self, index: int) -> str:

@@ -11,7 +11,8 @@ import json
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cid._errors import DataError
-from cid.train.data.dataset import RawData, by_part
+from cid.train.data.dataset import MOST_CLASSES, RawData, by_part, check_classes, numbered
 from cid.train.data.decoding import IMAGE_SUFFIXES, decode
 from cid.train.data.images import PHOTOGRAPHS
 from cid.train.data.stored.opening import Part, open_parts
@@ -48,11 +49,13 @@ def read_shards(config: DataConfig) -> RawData:
             shards.setdefault(PARTS[found[1] or found[2]], []).append(path)
     parts = by_part(shards, f"--data: {base} has no shards", "train-*.tar, and test-*.tar or val-*.tar")
     listed = {part: _indexed(paths) for part, paths in parts.items()}
+    classes = _classes(base, [part.labels for part in listed.values()])
     opened = open_parts(listed, config)
+    check_classes(classes, opened.splits["train"].labels, str(base))
     return RawData(
         train=opened.splits["train"],
         test=opened.splits["test"],
-        classes=_classes(base, listed),
+        classes=classes,
         preprocessing=PHOTOGRAPHS,
         validation=opened.splits.get("validation"),
         names={part: f"{len(paths):,} shards, {paths[0].name} to {paths[-1].name}" for part, paths in parts.items()},
@@ -60,11 +63,22 @@ def read_shards(config: DataConfig) -> RawData:
     )
 
 
-def _classes(base: Path, parts: dict[str, Part]) -> tuple[str, ...]:
+def _classes(base: Path, labels: Sequence[Tensor]) -> tuple[str, ...]:
     file = base / "classes.txt"
-    if file.is_file():
-        return tuple(file.read_text(encoding="utf-8").splitlines())
-    return tuple(map(str, range(1 + max(int(part.labels.max()) for part in parts.values()))))
+    if not file.is_file():
+        return numbered(labels, str(base))
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").rstrip().splitlines()]
+    except ValueError as error:
+        raise DataError(f"--data: {file}: is no UTF-8: {error}") from error
+    if "" in names or len(set(names)) != len(names):
+        name, count = next((name, count) for name, count in Counter(names).items() if not name or count > 1)
+        raise DataError(f"--data: {file}: has the name {name!r} in {count} lines, expected a name in each, once")
+    if (highest := max(int(each.max()) for each in labels)) >= len(names):
+        raise DataError(
+            f"--data: {file}: has {len(names)} names, and there is the label {highest}: one for each from 0"
+        )
+    return tuple(names)
 
 
 def _indexed(shards: list[Path]) -> Part:
@@ -136,7 +150,7 @@ def _sample(
     assert content is not None  # which is what folders and links yield
     try:
         return key, image, _label(label, content.read())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"--data: {shard}: sample {key}: {label} is no label: {error}") from error
 
 
@@ -146,8 +160,10 @@ def _label(kind: str, content: bytes) -> int:
         fields = json.loads(value)
         value = next((fields[name] for name in ("label", "cls", "class") if name in fields), None)
     label = int(value)
-    if label < 0:
-        raise ValueError(f"{label}, expected a number from 0")
+    if isinstance(value, bool) or (isinstance(value, float) and value != label):
+        raise ValueError(f"{value!r}, expected a whole number")
+    if not 0 <= label < MOST_CLASSES:
+        raise ValueError(f"{label}, expected a number from 0, below {MOST_CLASSES:,}")
     return label
 
 

@@ -127,7 +127,8 @@ def _read(
                 continue
             if pixels.shape != shape:
                 raise DataError(
-                    f"{part.source.name(index)}: is {pixels.shape[1:]}, {name_of_first} is {shape[1:]}: give --resize"
+                    f"--data: {part.source.name(index)}: is {pixels.shape[1:]}, {name_of_first} is {shape[1:]}: "
+                    "give --resize"
                 )
             images[len(kept)] = pixels
             kept.append(index)

@@ -86,6 +86,8 @@ class Reading(Dataset[Answer]):
         for number, place in enumerate(request.places.tolist()):
             try:
                 pixels = self._pixels(source[place], None if seed is None else mix_seed(*seed, place))
+            except (MemoryError, OSError):  # which are no fault of the image
+                raise
             # Of a damaged file decoders raise whatever they stumble over.
             except Exception as error:
                 failures.append(Failure(number, str(error) or type(error).__name__, True))
@@ -161,6 +163,8 @@ class Readers:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 self.close()
+                if isinstance(error, OSError) and "in DataLoader worker" in str(error):  # which goes on
+                    raise DataError(f"--data: an image cannot be opened: {str(error).splitlines()[-1]}") from error
                 raise DataError(
                     f"--workers: a process that reads images ended unexpectedly ({error}); is there enough memory, and "
                     "shared memory (/dev/shm)?"
