@@ -114,3 +114,38 @@ def test_damaged_files(content: bytes | None, tmp_path: Path) -> None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.pt: "):
         read_state(path)
+
+
+def test_an_unknown_kind_of_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.onnx: accepted: a file that ends in \.safetensors, \.pt, \.pth"):
+        read_state(tmp_path / "x.onnx")
+    torch.save({"a": torch.ones(2)}, tmp_path / "X.PTH")
+    assert read_state(tmp_path / "X.PTH").keys() == {"a"}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.eye(2).to_sparse(), "is torch.sparse_coo"),
+        (torch.ones(2, dtype=torch.complex64), "is torch.strided, torch.complex64"),
+        (torch.ones(2, device="meta"), "has no values"),
+    ],
+    ids=["sparse", "complex", "meta"],
+)
+def test_tensors_that_are_no_weights_are_named(value: torch.Tensor, message: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": value}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=f"b {message}.*, accepted: dense tensors of real numbers"):
+        read_state(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), AttributeError("x"), AssertionError("x")])
+def test_whatever_pytorch_stumbles_over_is_a_message(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", stumble)
+    with pytest.raises(CheckpointError, match=r"x\.pt: cannot be read: "):
+        read_state(tmp_path / "x.pt")

@@ -130,3 +130,19 @@ def test_brought_to_a_size(saved: tuple[Path, nn.Module]) -> None:
     start, x = read_teacher(path, "cnn-3", dataset(), size=20), Normalize(PREPROCESSING)(images())
     larger = nn.functional.interpolate(x, (20, 20), mode="bilinear")
     torch.testing.assert_close(start.network.eval()(x), network(larger))
+
+
+def test_a_json_of_another_program_is_ignored(saved: tuple[Path, nn.Module]) -> None:
+    path, _ = saved
+    path.with_suffix(".json").write_text('{"model_type": "resnet"}', encoding="utf-8")
+    said = read_teacher(path, "cnn-3", dataset()).said
+    assert said.endswith("in their order; teacher.json beside it is not cid's and is ignored")
+
+
+def test_weights_that_are_not_finite_are_refused(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    _, network = saved
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    state["0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"--teacher-checkpoint: .*x\.pt: holds weights that are not finite"):
+        read_teacher(tmp_path / "x.pt", "cnn-3", dataset())

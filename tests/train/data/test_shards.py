@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cid._errors import ConfigError, DataError
-from cid.train.data import Dataset, load_dataset
+from cid.train.data import Dataset, load_dataset, shards
 from cid.train.sections import DataConfig
 
 COUNTS = {"train": 11, "validation": 4, "test": 3}
@@ -118,6 +118,45 @@ def test_a_shard_that_does_not_end_as_it_should_is_named(
         load(f"wds:{tmp_path / 'set'}")
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("-1", "-1, expected a number from 0, below"),
+        ("99999999999999999999", "9, expected a number from 0, below 1,048,576"),
+        ("Infinity", "cannot convert float infinity"),
+        ("2.5", "2.5, expected a whole number"),
+        ("true", "True, expected a whole number"),
+        ("null", "is no label"),
+    ],
+)
+def test_labels_that_are_none_are_named(label: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        shards.read_label("json", f'{{"label": {label}}}'.encode(), "x.tar: sample a")
+
+
+def test_a_label_may_be_a_whole_float() -> None:
+    assert shards.read_label("json", b'{"label": 2.0}', "x.tar: sample a") == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("cat\ndog\n", r"classes\.txt: has 2 names, and there is the label 2"),
+        ("cat\n\neel\n", r"classes\.txt: has the name '' in 1 lines"),
+        ("cat\ndog\ncat\n", r"classes\.txt: has the name 'cat' in 2 lines"),
+        ("cat\ndog\neel\nfox\n", r"has no images to train on of fox"),
+    ],
+)
+def test_names_of_classes_that_do_not_fit_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    write_shards(tmp_path / "set")
+    file = tmp_path / "set" / "classes.txt"
+    file.write_text(names, encoding="utf-8")
+    with pytest.raises(DataError, match=f"--data: .*{message}"):
+        load(f"wds:{tmp_path / 'set'}")
+    file.write_text("cat\ndog\neel\n\n\n", encoding="utf-8")
+    assert load(f"wds:{tmp_path / 'set'}").classes == ("cat", "dog", "eel")
+
+
 def write_hugging_face(base: Path, *, names: bool, saved: bool) -> None:
     datasets = pytest.importorskip("datasets")
     kind = datasets.ClassLabel(names=["cat", "dog", "eel"]) if names else datasets.Value("int32")
@@ -167,3 +206,40 @@ def test_what_a_hugging_face_data_set_lacks_is_named(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "texts")
     with pytest.raises(DataError, match=r"has the columns text, expected one Image, and one ClassLabel"):
         load(f"hf:{tmp_path / 'texts'}")
+
+
+def rows_of(labels: list[int | None], *, images: bool = True) -> Any:
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": png("x", number), "path": None} if images else None for number in range(len(labels))],
+            "label": labels,
+        },
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": [0, 1, None]}, "has 1 rows without a label"),
+        ({"train": [0, 1], "val": [0], "validation": [1]}, "has the splits val and validation, expected one of them"),
+        ({"train": [0, 0, 0]}, "has 1 classes, expected 2 or more"),
+        ({"train": [0, 2, 0]}, "has no images to train on of 1"),
+        ({"train": [0, 2**40]}, "has the label 1099511627776, expected numbers below"),
+    ],
+)
+def test_hugging_face_labels_that_do_not_fit(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = {part: rows_of(labels) for part, labels in {"test": [0], **parts}.items()}
+    datasets.DatasetDict(whole).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=message):
+        load(f"hf:{tmp_path / 'set'}")
+
+
+def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = {"train": datasets.concatenate_datasets([rows_of([0, 1] * 9), rows_of([1], images=False)])}
+    datasets.DatasetDict({**whole, "test": rows_of([0, 1])}).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=r"1 image that cannot be read: .*\(there is no image\)"):
+        load(f"hf:{tmp_path / 'set'}", memory=1.0)

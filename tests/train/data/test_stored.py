@@ -1,5 +1,6 @@
 """Images that are read as they are needed: the same batches as from memory, whoever reads them."""
 
+import io
 import os
 import signal
 import sys
@@ -13,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from cid._errors import ConfigError, DataError
-from cid.train.data import Batch, Batches, Dataset, Mixing, load_dataset
-from cid.train.data.stored.images import StoredImages
+from cid.train.data import Batch, Batches, Dataset, Mixing, Split, load_dataset
+from cid.train.data.decoding import decode
+from cid.train.data.images import PHOTOGRAPHS
+from cid.train.data.stored.images import Storage, StoredImages
+from cid.train.data.stored.views import Views
 from cid.train.ranks import Ranks
 from cid.train.sections import DataConfig
 
@@ -209,3 +213,51 @@ def test_a_worker_that_dies_ends_the_epoch(folder: Path) -> None:
     with pytest.raises(DataError, match=r"--workers: a process that reads images ended unexpectedly"):
         list(epoch)
     check_same(make_batches(data), make_batches(load(folder)), 1)  # others take its place
+
+
+class Stumbling:
+    """Images that the system does not let be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Image.Image:
+        raise self._error
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_what_is_no_fault_of_the_image_is_not_left_out(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Storage.open([Stumbling(error)], Views(), (3, 2, 2), workers=0, replaces=True).images(0)
+    split = Split(stored, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(type(error)):
+        split.pixels(slice(None))
+
+    def stumble(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", stumble)
+    with pytest.raises(type(error)):
+        decode("x.png")
+
+
+def test_a_worker_says_what_could_not_be_opened() -> None:
+    source = Stumbling(OSError(24, "Too many open files"))
+    stored = Storage.open([source], Views(), (3, 2, 2), workers=1, replaces=True).images(0)
+    batches = Batches(Split(stored, torch.zeros(4, dtype=torch.int64)), PHOTOGRAPHS, batch_size=2, pad=0, flip=False,
+                      seed=0)  # fmt: skip
+    with pytest.raises(DataError, match=r"--data: an image cannot be opened: OSError: .*Too many open files"):
+        list(batches.epoch(0))
+
+
+def test_what_is_no_image_says_so_in_the_same_words_each_time() -> None:
+    with pytest.raises(ValueError, match=r"^no image that Pillow knows$"):
+        decode(io.BytesIO(b"text"))

@@ -51,6 +51,14 @@ def test_it_leaves_a_teacher_that_tells_the_classes(tuned: tuple[Path, str]) -> 
     assert "vit" not in json.dumps(description["config"]).replace('"vit"', "")  # its kind, and no path
 
 
+def test_a_folder_that_exists_is_refused(
+    tuned: tuple[Path, str], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, name = tuned
+    assert cli.main(["finetune", "--data", str(data), "--teacher", name, "--out", str(out), *TINY]) == 2
+    assert capsys.readouterr().err.endswith("which exists, accepted: a new folder\n")
+
+
 def test_only_its_classifying_layer_is_other(tuned: tuple[Path, str]) -> None:
     transformers = pytest.importorskip("transformers")
     out, name = tuned

@@ -148,10 +148,19 @@ def _sample(
         )
     content = tar.extractfile(files[label])
     assert content is not None  # which is what folders and links yield
+    return key, image, read_label(label, content.read(), f"{shard}: sample {key}")
+
+
+def read_label(kind: str, content: bytes, where: str) -> int:
+    """The label in a file of a sample.
+
+    Raises:
+        DataError: it is none.
+    """
     try:
-        return key, image, _label(label, content.read())
+        return _label(kind, content)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"--data: {shard}: sample {key}: {label} is no label: {error}") from error
+        raise DataError(f"--data: {where}: {kind} is no label: {error}") from error
 
 
 def _label(kind: str, content: bytes) -> int:
