@@ -147,13 +147,17 @@ def unreachable(*_: Any, **__: Any) -> None:
     raise urllib.error.URLError("Name or service not known")
 
 
+def unexpected(*_: Any, **__: Any) -> None:
+    raise KeyError("what no one expects")
+
+
 def test_where_nothing_can_be_downloaded_it_says_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     serves = "Where nothing can be downloaded, --pretrained-dir takes a folder .*--teacher-checkpoint a file of weights"
     with pytest.raises(ConfigError, match=rf"'torchvision:resnet18' can't be had \(.*not known.*\)\. {serves}"):
         start("torchvision:resnet18", ("a", "b"))
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: {}["what no one expects"])
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unexpected)
     with pytest.raises(ConfigError, match=r"can't be had \('what no one expects'\)"):
         start("torchvision:resnet18", ("a", "b"))
     with pytest.raises(ConfigError, match=r"can't be had \(.* has no resnet18-f37072fd.pth\)"):
