@@ -53,32 +53,41 @@ class Across:
         return self  # a group can't be copied
 
     def begin(self, teacher_features: Tensor, target: Tensor, ignore_index: int) -> "Exchange":
-        """Starts a step, as soon as the teacher has been asked."""
+        """Starts a step, as soon as the teacher has been asked: nobody waits yet, but in the first step."""
         self.received = 0
         count = len(target)
-        labels, ignored = majority(target, ignore_index)
-        with_label = labelled(target, None, ignore_index).sum()
-        look = target.is_cpu or not self._room
-        if count > self._room and not look:
+        if count > self._room > 0 and not target.is_cpu:
             raise ValueError(
                 f"target: got {count} samples, accepted: at most {self._room} on a device, the most that a rank had in "
                 "the first step or that were reserved"
             )
-        while True:
-            # One block a rank: how many samples it has, how many of them have a label, and the labels.
-            block = labels.new_full((2 + self._room,), ignored)
-            block[0], block[1] = count, with_label
-            block[2 : 2 + count] = labels[: self._room]
-            blocks = self._gathered(block)[0].view(self.size, -1)
-            if not look or (longest := int(blocks[:, 0].max())) <= self._room:
-                break
-            self._room = longest
-        return Exchange(self, teacher_features, blocks, ignored)
+        labels, ignored = majority(target, ignore_index)
+        with_label = labelled(target, None, ignore_index).sum()
+        if not self._room:
+            self._room = int(
+                self._gathered(torch.stack((labels.new_tensor(count), with_label)))[0].view(-1, 2)[:, 0].max()
+            )
+        return Exchange(self, teacher_features, labels, with_label, ignored)
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Callable[[], object]]:
         """The rows of all ranks, each filled up with zeros, (ranks, room, D): there, when the function has returned."""
-        missing = self._room - len(rows)
-        return self._gathered(nn.functional.pad(rows.detach(), (0, 0, 0, missing)) if missing else rows.detach(), True)
+        fitting = rows.detach()[: self._room]
+        missing = self._room - len(fitting)
+        return self._gathered(nn.functional.pad(fitting, (0, 0, 0, missing)) if missing else fitting, True)
+
+    def gather_labels(self, labels: Tensor, with_label: Tensor, ignored: int) -> tuple[Tensor, Callable[[], object]]:
+        """A block for each rank: how many samples it has, how many with a label, and the labels; (ranks, 2 + room)."""
+        block = labels.new_full((2 + self._room,), ignored)
+        block[0], block[1] = len(labels), with_label
+        block[2 : 2 + len(labels)] = labels[: self._room]
+        return self._gathered(block, True)
+
+    def made_room(self, blocks: Tensor) -> bool:
+        """Whether a rank had more samples than there was room for, where one can look; now there is."""
+        if not blocks.is_cpu or (longest := int(blocks[:, 0].max())) <= self._room:
+            return False
+        self._room = longest
+        return True
 
     def _gathered(self, values: Tensor, later: bool = False) -> tuple[Tensor, Callable[[], object]]:
         values = values.contiguous()
@@ -136,53 +145,56 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 class Exchange:
-    """One step: what was sent, and is on its way.
+    """One step: what is sent, and on its way.
 
     Args:
         across: The ranks.
         teacher_features: t of our own samples.
-        blocks: Of each rank the numbers of its samples and of those with a label, and the labels.
+        labels: Their classes.
+        with_label: How many have one.
         ignored: The label of samples in no class.
     """
 
-    def __init__(self, across: Across, teacher_features: Tensor, blocks: Tensor, ignored: int) -> None:
-        self._across, self._blocks, self._ignored = across, blocks, ignored
-        self._teacher = teacher_features
-        self._coming: list[tuple[Tensor, Tensor, Callable[[], object]]] = []
-        if across.pairs == "all":
-            self._send(teacher_features)
+    def __init__(
+        self, across: Across, teacher_features: Tensor, labels: Tensor, with_label: Tensor, ignored: int
+    ) -> None:
+        self._across, self._teacher = across, teacher_features
+        self._labels = labels, with_label, ignored
+        self._send()
 
-    def _send(self, rows: Tensor) -> None:
-        self._coming.append((rows, *self._across.gather(rows)))
+    def _send(self) -> None:
+        across = self._across
+        self._blocks = across.gather_labels(*self._labels)
+        self._theirs = across.gather(self._teacher) if across.pairs == "all" else None
 
     def whole(self, student_features: Tensor, target: Tensor, ignore_index: int) -> Callable[[], Whole]:
         """Sends the student's features; what is returned waits for those of all ranks."""
-        across = self._across
-        counts = self._blocks[:, :2].to(_real(student_features))  # as a quotient of integers would be of float32
-        share, labelled_share = (across.size * counts[across._rank] / counts.sum(0).clamp(min=1)).unbind()
-        if across.pairs == "local":
-            local = Whole(
-                student_features, self._teacher, *majority(target, ignore_index), share, labelled_share, pulls=1
-            )
-            return lambda: local
-        self._send(student_features)
+        across, f, t = self._across, student_features, self._teacher
+        ours = across.gather(f) if across.pairs == "all" else None
 
         def wait() -> Whole:
-            for _, _, done in self._coming:
-                done()
-            (t, every_t, _), (f, every_f, _) = self._coming
-            labels = self._blocks[:, 2:].flatten()
-            return Whole(
-                across.among(every_f, f),
-                across.among(every_t, t),
-                labels,
-                self._ignored,
-                share,
-                labelled_share,
-                pulls=across.size,
-            )
+            blocks, done = self._blocks
+            done()
+            blocks = blocks.view(across.size, -1)
+            if across.made_room(blocks):
+                self._end(ours)
+                self._send()
+                return self.whole(f, target, ignore_index)()
+            counts = blocks[:, :2].to(_real(f))  # as a quotient of integers would be of float32
+            share, labelled_share = (across.size * counts[across._rank] / counts.sum(0).clamp(min=1)).unbind()
+            if ours is None or self._theirs is None:
+                return Whole(f, t, *majority(target, ignore_index), share, labelled_share, pulls=1)
+            self._end(ours)
+            every_f, every_t = across.among(ours[0], f), across.among(self._theirs[0], t)
+            labels, ignored = blocks[:, 2:].flatten(), self._labels[2]
+            return Whole(every_f, every_t, labels, ignored, share, labelled_share, pulls=across.size)
 
         return wait
+
+    def _end(self, ours: tuple[Tensor, Callable[[], object]] | None) -> None:
+        for sent in (self._theirs, ours):
+            if sent is not None:
+                sent[1]()
 
 
 def _real(x: Tensor) -> torch.dtype:
