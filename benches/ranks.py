@@ -5,7 +5,7 @@
 
 `cost` interleaves steps that exchange nothing, that average gradients (DistributedDataParallel), that also are parts of
 one batch (`process_group`), and whose batch normalisation is over ranks, too: all ranks take each step at once, as what
-they share of the machine counts for all kinds alike. A row is a JSON line, with hardware and versions.
+they share of the machine counts for all kinds alike. Seconds hold what ranks wait for each other, those of the processor do not. A row is a JSON line, with hardware and versions.
 """
 
 from __future__ import annotations
@@ -70,44 +70,56 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     steppers = {kind: stepper(kind, options) for kind in KINDS}
     generator = torch.Generator().manual_seed(rank)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    processor: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for round_ in range(options.rounds + 1):
         for kind, (_, step) in steppers.items():
             x = torch.randn(options.batch, 3, 32, 32, generator=generator)
             y = torch.randint(CLASSES, (options.batch,), generator=generator)
             dist.barrier()
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             step(x, y)
             dist.barrier()  # a step lasts until the slowest rank has done it
             if round_:
                 seconds[kind].append(time.perf_counter() - began)
+                processor[kind].append(time.process_time() - used)
     if rank == 0:
         across = steppers["one batch"][0].criterion.across
         assert across is not None
-        report(options, seconds, across.received, steppers["apart"][0])
+        report(options, seconds, processor, across.received, steppers["apart"][0])
     dist.destroy_process_group()
 
 
 def report(
-    options: argparse.Namespace, seconds: dict[str, list[float]], received: int, distiller: cid.Distiller
+    options: argparse.Namespace,
+    seconds: dict[str, list[float]],
+    processor: dict[str, list[float]],
+    received: int,
+    distiller: cid.Distiller,
 ) -> None:
-    apart = seconds["apart"]
     trained = sum(parameter.numel() for parameter in distiller.parameters() if parameter.requires_grad)
-    print(json.dumps({
+    row = {
         "what": "cost",
         "pair": f"{options.teacher} to {options.student}",
         "ranks": options.ranks,
         "batch a rank": options.batch,
         "rounds": options.rounds,
         "seconds": {kind: statistics.median(each) for kind, each in seconds.items()},
-        # Of each round by itself: other work on the machine slows neighbours in time alike.
-        "over apart": {
-            kind: statistics.median(other / one for other, one in zip(each, apart, strict=True)) - 1
-            for kind, each in seconds.items()
-        },
+        "over apart": over_apart(seconds),
+        "processor seconds": {kind: statistics.median(each) for kind, each in processor.items()},
+        "processor over apart": over_apart(processor),
         "bytes received a step": received,
         "bytes of gradients": 2 * (options.ranks - 1) * 4 * trained // options.ranks,
-        **hardware(),
-    }))  # fmt: skip
+    }
+    print(json.dumps({**row, **hardware()}))
+
+
+def over_apart(values: dict[str, list[float]]) -> dict[str, float]:
+    """How much more than apart: of each round by itself, as other work on the machine slows neighbours in time alike."""
+    apart = values["apart"]
+    return {
+        kind: statistics.median(other / one for other, one in zip(each, apart, strict=True)) - 1
+        for kind, each in values.items()
+    }
 
 
 def cost(options: argparse.Namespace) -> None:
