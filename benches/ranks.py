@@ -5,7 +5,8 @@
 
 `cost` interleaves steps that exchange nothing, that average gradients (DistributedDataParallel), that also are parts of
 one batch (`process_group`), and whose batch normalisation is over ranks, too: all ranks take each step at once, as what
-they share of the machine counts for all kinds alike. Seconds hold what ranks wait for each other, those of the processor do not. A row is a JSON line, with hardware and versions.
+they share of the machine counts for all kinds alike. Seconds hold what ranks wait for each other, those of the
+processor do not. A row is a JSON line, with hardware and versions.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def report(
 
 
 def over_apart(values: dict[str, list[float]]) -> dict[str, float]:
-    """How much more than apart: of each round by itself, as other work on the machine slows neighbours in time alike."""
+    """How much more than apart: of each round by itself, as other work on the machine slows all of it alike."""
     apart = values["apart"]
     return {
         kind: statistics.median(other / one for other, one in zip(each, apart, strict=True)) - 1
