@@ -8,16 +8,32 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
 
 def in_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """Calls `work(rank, *arguments)` in processes of their own, in the environment that torchrun gives them.
 
-    Forked, as PyTorch and the package are imported by now; which no process may be that has spoken to a GPU.
+    Forked where that goes, as PyTorch and the package are imported by now.
     """
-    method = "spawn" if torch.cuda.is_available() else "fork"
+    method = "fork" if _forks() else "spawn"
     start_processes(_begin, args=(count, _free_port(), work, arguments), nprocs=count, start_method=method)
+
+
+def _forks() -> bool:
+    """Whether a forked process can go backward: not where there was a GPU to speak to, or threads for one."""
+    if torch.cuda.is_available():
+        return False
+    try:
+        start_processes(_go_backward, nprocs=1, start_method="fork")
+    except ProcessRaisedException:
+        return False
+    return True
+
+
+def _go_backward(_rank: int) -> None:
+    torch.set_num_threads(1)
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 def _begin(rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -159,8 +159,7 @@ def count(steps: Sequence[Step]) -> list[tuple[list[Pair], Pair]]:
     """Of each step, as the first of two processes has them: what is to be equal, and what roughly so."""
     flop = [products(step) for step in steps]  # first: what PyTorch imports for it, the processes need, too
     with tempfile.TemporaryDirectory() as folder:
-        # Forked, as PyTorch is imported by now; nothing here speaks to a GPU.
-        start_processes(work, args=(steps, folder), nprocs=RANKS, start_method="fork")
+        start_processes(work, args=(steps, folder), nprocs=RANKS, start_method="spawn")
         found = torch.load(Path(folder) / "0.pt", weights_only=True)
     return [
         ([*(Pair(*pair) for pair in equal), of_products], Pair(*rough))

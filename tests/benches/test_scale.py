@@ -15,7 +15,6 @@ from benches.scale.model import Step
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="processes that have spoken to a GPU can't be forked")
 def test_two_processes_send_compute_and_keep_what_the_model_says() -> None:
     steps = [counted.as_counted(Step(13, 7, 6, 9, pairs="local")), counted.as_counted(Step(256, 3000, 16, 32))]
     found = counted.count(steps)
