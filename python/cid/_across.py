@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import cid._checks as check
+from cid.backends.fused.tensors import real
 from cid.backends.options import Whole
 from cid.backends.targets import labelled, majority
 
@@ -180,7 +181,7 @@ class Exchange:
                 self._end(ours)
                 self._send()
                 return self.whole(f, target, ignore_index)()
-            counts = blocks[:, :2].to(_real(f))  # as a quotient of integers would be of float32
+            counts = blocks[:, :2].to(real(f))  # as a quotient of integers would be of float32
             share, labelled_share = (across.size * counts[across._rank] / counts.sum(0).clamp(min=1)).unbind()
             if ours is None or self._theirs is None:
                 return Whole(f, t, *majority(target, ignore_index), share, labelled_share, pulls=1)
@@ -195,10 +196,6 @@ class Exchange:
         for sent in (self._theirs, ours):
             if sent is not None:
                 sent[1]()
-
-
-def _real(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 class _Averaging(torch.autograd.Function):

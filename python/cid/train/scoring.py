@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cid.train.config import Config
 from cid.train.data import Batches, Dataset, Split, load_dataset
-from cid.train.folder import RunFolder, Scores
+from cid.train.folder import RunFolder, Saved, Scores
 from cid.train.networks import read_network_for
 from cid.train.ranks import ALONE, Ranks
 
@@ -158,6 +158,20 @@ def score_students(
         report_score: takes the name and the scores of each.
 
     Raises:
+        RunError: as `score_each_student`.
+    """
+    for student, found, data in score_each_student(folder, method=method, seed=seed, data_dir=data_dir):
+        report_score(student.name, in_short(found, data))
+
+
+def score_each_student(
+    folder: RunFolder, *, method: str | None, seed: int | None, data_dir: str | None
+) -> Iterator[tuple[Saved, dict[str, Score], Dataset]]:
+    """What each of the saved students of a run does on every test of its data, by the name of the test; and the data.
+
+    Args: as of `score_students`.
+
+    Raises:
         CheckpointError: no such student is there.
         ConfigError: the data is not what the students were trained for.
         DataError: images are missing or damaged.
@@ -167,5 +181,5 @@ def score_students(
     data = load_dataset(config.data)
     for student in students:
         network = read_network_for(folder.weights(student.name), data)
-        (scores,) = score_tests([network], config, data)
-        report_score(student.name, scores)
+        (found,) = score_each_test([network], config, data)
+        yield student, found, data

@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cid.train.data import load_dataset
 from cid.train.folder import RunFolder
-from cid.train.networks import read_network_for
-from cid.train.scoring import in_short, score_each_test
+from cid.train.scoring import in_short, score_each_student
 
 
 def measure(folder: RunFolder, *, method: str | None, seed: int | None, data_dir: str | None) -> dict[str, Any]:
@@ -34,27 +32,22 @@ def measure(folder: RunFolder, *, method: str | None, seed: int | None, data_dir
         ConfigError: the data is not what the students were trained for.
         DataError: images are missing or damaged.
     """
-    students = folder.students(method, seed)
-    config = folder.config(data_dir)
-    data = load_dataset(config.data)
+    classes: tuple[str, ...] = ()
     networks = []
-    for student in students:
-        network = read_network_for(folder.weights(student.name), data)
-        (found,) = score_each_test([network], config, data)
+    for student, found, data in score_each_student(folder, method=method, seed=seed, data_dir=data_dir):
+        classes = data.classes
         labels = {name: data.every_test[name].labels for name in found}
         networks.append(
             {
                 **student._asdict(),
                 **asdict(in_short(found, data)),
-                "per_class": {
-                    name: per_class(each.decided, labels[name], data.classes) for name, each in found.items()
-                },
+                "per_class": {name: per_class(each.decided, labels[name], classes) for name, each in found.items()},
                 "confusion": {
-                    name: confusion(each.decided, labels[name], len(data.classes)) for name, each in found.items()
+                    name: confusion(each.decided, labels[name], len(classes)) for name, each in found.items()
                 },
             }
         )
-    return {"classes": list(data.classes), "networks": networks}
+    return {"classes": list(classes), "networks": networks}
 
 
 def confusion(decided: Tensor, labels: Tensor, classes: int) -> list[list[int]]:

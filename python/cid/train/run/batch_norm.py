@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cid._across import uncompiled
 from cid._errors import ConfigError
 
 aten = torch.ops.aten
@@ -64,11 +65,7 @@ class RanksBatchNorm(_BatchNorm):
         """The normalised maps."""
         if not self.training:
             return _rest(self, super().forward(input))
-        if torch.compiler.is_dynamo_compiling():
-            why = "batch normalisation over ranks"
-            found: Tensor = torch._dynamo.disable(self._normalise, reason=why)(input)  # type: ignore[no-untyped-call]
-            return _rest(self, found)
-        return _rest(self, self._normalise(input))
+        return _rest(self, uncompiled("batch normalisation over ranks", self._normalise, input))
 
     def _normalise(self, x: Tensor) -> Tensor:
         normalised, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
