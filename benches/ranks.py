@@ -4,9 +4,10 @@
     python -m benches.ranks cost --ranks 2     # a step of WRN-40-2 to WRN-16-2, 128 samples a rank, with and without
 
 `cost` interleaves steps that exchange nothing, that average gradients (DistributedDataParallel), that also are parts of
-one batch (`process_group`), and whose batch normalisation is over ranks, too: all ranks take each step at once, as what
-they share of the machine counts for all kinds alike. Seconds hold what ranks wait for each other, those of the
-processor do not. A row is a JSON line, with hardware and versions.
+one batch (`process_group`), and whose batch normalisation is over ranks, too, or of whose parameters each rank has a
+part (FSDP2, in place of DistributedDataParallel): all ranks take each step at once, as what they share of the machine
+counts for all kinds alike. Seconds hold what ranks wait for each other, those of the processor do not. A row is a JSON
+line, with hardware and versions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,9 +37,10 @@ from cid.bench.hardware import hardware
 from cid.train.files import read_json_lines, read_tensors
 from cid.train.models import InputSpec, build_model
 from cid.train.run.batch_norm import over_ranks
+from cid.train.sharding import own_part, shard
 
 CLASSES = 100
-KINDS = ("apart", "gradients", "one batch", "one batch and norms")
+KINDS = ("apart", "gradients", "one batch", "one batch and norms", "one batch in parts")
 
 
 def make(kind: str, teacher: str, student: str) -> tuple[cid.Distiller, nn.Module]:
@@ -50,17 +53,26 @@ def make(kind: str, teacher: str, student: str) -> tuple[cid.Distiller, nn.Modul
     )  # fmt: skip
     if kind.endswith("norms"):
         over_ranks(distiller.student_model, torch.device("cpu"))
+    if kind.endswith("parts"):
+        shard(distiller, init_device_mesh("cpu", (dist.get_world_size(),)))
+        return distiller, distiller
     return distiller, distiller if kind == "apart" else DistributedDataParallel(distiller)
 
 
-def stepper(kind: str, options: argparse.Namespace) -> tuple[cid.Distiller, Callable[[Tensor, Tensor], None]]:
+def stepper(kind: str, options: argparse.Namespace) -> tuple[cid.Distiller, Callable[[Tensor, Tensor], int]]:
     distiller, wrapped = make(kind, options.teacher, options.student)
     optimizer = torch.optim.SGD(distiller.param_groups(5e-4), lr=0.01, momentum=0.9, nesterov=True)
 
-    def step(x: Tensor, y: Tensor) -> None:
+    def step(x: Tensor, y: Tensor) -> int:
+        """Returns how many bytes of parameters, gradients and momentum a rank has after it."""
         optimizer.zero_grad()
         wrapped(x, y).loss.backward()
         optimizer.step()
+        parameters = list(distiller.parameters())
+        momentum = [value for state in optimizer.state.values() for value in state.values()]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        kept = [value for value in (*parameters, *gradients, *momentum) if isinstance(value, Tensor)]
+        return sum(own_part(value.detach()).nbytes for value in kept)
 
     return distiller, step
 
@@ -72,13 +84,14 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(rank)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     processor: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    kept: dict[str, int] = {}
     for round_ in range(options.rounds + 1):
         for kind, (_, step) in steppers.items():
             x = torch.randn(options.batch, 3, 32, 32, generator=generator)
             y = torch.randint(CLASSES, (options.batch,), generator=generator)
             dist.barrier()
             began, used = time.perf_counter(), time.process_time()
-            step(x, y)
+            kept[kind] = step(x, y)
             dist.barrier()  # a step lasts until the slowest rank has done it
             if round_:
                 seconds[kind].append(time.perf_counter() - began)
@@ -86,7 +99,7 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     if rank == 0:
         across = steppers["one batch"][0].criterion.across
         assert across is not None
-        report(options, seconds, processor, across.received, steppers["apart"][0])
+        report(options, seconds, processor, kept, across.received, steppers["apart"][0])
     dist.destroy_process_group()
 
 
@@ -94,6 +107,7 @@ def report(
     options: argparse.Namespace,
     seconds: dict[str, list[float]],
     processor: dict[str, list[float]],
+    kept: dict[str, int],
     received: int,
     distiller: cid.Distiller,
 ) -> None:
@@ -108,6 +122,7 @@ def report(
         "over apart": over_apart(seconds),
         "processor seconds": {kind: statistics.median(each) for kind, each in processor.items()},
         "processor over apart": over_apart(processor),
+        "bytes of parameters, gradients, momentum": kept,
         "bytes received a step": received,
         "bytes of gradients": 2 * (options.ranks - 1) * 4 * trained // options.ranks,
     }

@@ -30,7 +30,8 @@ from cid.train.data import Dataset, Preprocessing, Split
 from cid.train.folder import RunFolder
 from cid.train.methods import Training
 from cid.train.models import InputSpec, build_model
-from cid.train.run.inputs import Inputs, cpu_threads, make_fabric
+from cid.train.run.fabric import make_fabric
+from cid.train.run.inputs import Inputs, cpu_threads
 from cid.train.run.progress import Lines
 from cid.train.run.runner import Network, Run
 from cid.train.run.schedule import make_optimizer

@@ -17,7 +17,7 @@ ROOMS = (
     "backends", "functional", "propensity",
     "_mirror", "_across", "context", "head", "losses", "capture", "student", "teacher", "balance", "distiller", "cache",
     "integrations", "train.settings", "train.sections", "train.files", "train.states", "train.ranks", "train.data",
-    "train.models",
+    "train.models", "train.sharding",
     "train.methods", "train.presets", "train.config", "train.options", "train.networks",
     "train.teachers", "train.folder", "train.scoring", "train.results", "train.run", "train.transfer",
     "train.finetune", "train.evaluation", "train.ship", "train.distillation", "bench", "train.study", "cli",

@@ -15,6 +15,8 @@ from cid.backends.targets import labelled, majority
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 T = TypeVar("T")
 EXCHANGE = "ranks exchange what they know of their samples"
@@ -136,11 +138,17 @@ def uncompiled(why: str, function: Callable[..., T], *arguments: Any) -> T:
     return value
 
 
+def in_parts(value: Tensor) -> "TypeIs[DTensor]":
+    """Whether a tensor lies in parts on the ranks."""
+    # To import this takes as long as PyTorch does: who has not done so has none of them.
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(value, tensor.DTensor)
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether `fully_shard` has been at a module, or parameters are `DTensor`s for another reason."""
-    # To import these takes as long as PyTorch does: who has not done so has none of theirs.
-    tensor, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
-    return (tensor is not None and any(isinstance(value, tensor.DTensor) for value in module.parameters())) or (
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # as above
+    return any(map(in_parts, module.parameters())) or (
         fsdp is not None and any(isinstance(each, fsdp.FSDPModule) for each in module.modules())
     )
 

@@ -193,6 +193,10 @@ class RunConfig:
     local_pairs: bool = setting(
         False, "several processes: class representations compare the samples of each one's part of a batch alone"
     )
+    shard: bool = setting(
+        False,
+        "several processes: each keeps a part of parameters, gradients and momentum (FSDP2), gathered to compute",
+    )
     threads: int | None = setting(None, "CPU threads (default: as PyTorch finds)", rule=at_least(1))
     precision: str = setting(
         "32-true",

@@ -98,11 +98,16 @@ def test_a_run_of_several_processes_is_that_of_one(count: int, alone: Path, tmp_
 
 def stopped(rank: int, options: list[str], step: int) -> None:
     """Ends with a checkpoint after so many steps."""
+    stop_after(step)
+    assert cli.main(options) == 128 + signal.SIGTERM
+
+
+def stop_after(step: int) -> None:
+    """Has a run of this process asked to stop."""
     from cid.train.run.progress import Lines, Silent
 
     for observer in (Lines, Silent):
         observer.step = lambda self, count, loss, done=[0]: count_down(done, step)  # type: ignore[misc,method-assign]
-    assert cli.main(options) == 128 + signal.SIGTERM
 
 
 def count_down(done: list[int], step: int) -> None:

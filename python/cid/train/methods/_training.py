@@ -12,6 +12,7 @@ from cid._errors import ConfigError
 from cid.context import ContextBank
 from cid.losses import ignored_by_ddp
 from cid.train.methods._base import Ingredients, Method, StepOutput
+from cid.train.sharding import part_like
 
 if TYPE_CHECKING:
     from cid.train.data import Batch
@@ -127,13 +128,15 @@ class Training(nn.Module):
         return {key: value for key, value in self.state_dict().items() if not self._is_teachers(key)}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `trained_state` gave.
+        """Takes back what `trained_state` gave, or the same made whole where it was in parts.
 
         Raises:
             RuntimeError: a tensor is missing, unknown or of another shape.
         """
-        teacher = {key: value for key, value in self.state_dict().items() if self._is_teachers(key)}
-        self.load_state_dict({**teacher, **state})
+        own = self.state_dict()
+        teacher = {key: value for key, value in own.items() if self._is_teachers(key)}
+        parts = {key: part_like(value, own[key]) if key in own else value for key, value in state.items()}
+        self.load_state_dict({**teacher, **parts})
 
     def keep_buffers(self) -> None:
         """Tells `DistributedDataParallel` that all ranks' buffers are the same, or each rank's own."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cid.train.methods import Training
+from cid.train.sharding import own_part, part_like
 
 STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 
@@ -37,8 +38,8 @@ class Average:
             for name, value in training.named_buffers()
             if name in saved and name.rpartition(".")[2] in STATISTICS
         }
-        self._live = {name: value.detach() for name, value in {**trained, **statistics}.items()}
-        self._means = {name: _wide(value).clone() for name, value in self._live.items()}
+        self._live = {**trained, **statistics}
+        self._means = {name: _wide(value.detach()).clone() for name, value in self._live.items()}
 
     def update(self, step: int) -> None:
         """Takes in the weights after a step, the steps counted from 0."""
@@ -46,15 +47,15 @@ class Average:
         by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for name, mean in self._means.items():
             means, values = by_type.setdefault(mean.dtype, ([], []))
-            means.append(mean)
-            values.append(_wide(self._live[name]))
+            means.append(own_part(mean))
+            values.append(_wide(own_part(self._live[name].detach())))
         for means, values in by_type.values():
             get_ema_multi_avg_fn(decay)(means, values, None)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within it the network has the averages."""
-        own = {name: value.clone() for name, value in self._live.items()}
+        own = {name: value.detach().clone() for name, value in self._live.items()}
         self._write(self._means)
         try:
             yield
@@ -63,21 +64,21 @@ class Average:
 
     def _write(self, values: Mapping[str, Tensor]) -> None:
         for name, value in self._live.items():
-            value.copy_(values[name])
+            value.detach().copy_(values[name])
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by the names of what they are of."""
+        """The averages by the names of what they are of, in parts where these are."""
         return self._means
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state` gave.
+        """Takes back what `state` gave, or the same made whole.
 
         Raises:
             KeyError: one is missing.
             RuntimeError: one is of another shape.
         """
         for name, mean in self._means.items():
-            mean.copy_(state[name])
+            mean.copy_(part_like(state[name], mean))
 
 
 def _wide(value: Tensor) -> Tensor:

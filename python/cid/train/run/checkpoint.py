@@ -16,6 +16,7 @@ from cid.train.files import all_finite, read_tensors, write_tensors
 from cid.train.methods import Training
 from cid.train.ranks import ALONE, Ranks
 from cid.train.run.average import Average
+from cid.train.sharding import part_like, whole
 
 
 @dataclass
@@ -82,18 +83,28 @@ class Checkpoint:
         """
         state = {key: value.detach() for key, value in self.training.trained_state().items()}
         state |= {key: self.ranks.sum(state[key].clone()) for key in sorted(self.training.gathered() & state.keys())}
+        optimizer_tensors, optimizer_scalars = _flatten(self.optimizer)
+        tensors = {f"method.{key}": value for key, value in state.items()} | optimizer_tensors
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in self.average.state().items()}
+        tensors = {key: whole(value) for key, value in tensors.items()}
         random = self.ranks.every(_random_state(self.device))
-        self.ranks.of_first(lambda: self._write(position, state, random))
+        self.ranks.of_first(lambda: self._write(position, tensors, optimizer_scalars, random))
 
-    def _write(self, position: Position, state: dict[str, Tensor], random: list[dict[str, Tensor]]) -> None:
-        weights = {f"method.{key}": value.cpu() for key, value in state.items()}
+    def _write(
+        self,
+        position: Position,
+        tensors: dict[str, Tensor],
+        optimizer_scalars: dict[str, Any],
+        random: list[dict[str, Tensor]],
+    ) -> None:
+        weights = {key: value.cpu() for key, value in tensors.items() if key.startswith("method.")}
         if not all_finite(weights):
             bad = next(key for key, value in weights.items() if not all_finite({key: value}))
             raise NonFiniteError(
                 f"epoch {position.epoch}, step {position.step}: {bad.removeprefix('method.')} is NaN or infinite"
             )
-        optimizer_tensors, optimizer_scalars = _flatten(self.optimizer)
-        tensors = {**weights, **optimizer_tensors}
+        tensors = {**tensors, **weights}
         for rank, states in enumerate(random):
             tensors |= {f"random.{key}{rank or ''}": value for key, value in states.items()}
         header = {
@@ -104,8 +115,6 @@ class Checkpoint:
             "optimizer": optimizer_scalars,
             "precision": self.precision.state_dict(),
         }
-        if self.average is not None:
-            tensors |= {f"average.{key}": value for key, value in self.average.state().items()}
         if position.best is not None:
             tensors |= {f"best.{key}": value for key, value in position.best.state.items()}
             header["best"] = {"epoch": position.best.epoch, "score": position.best.score}
@@ -181,10 +190,13 @@ def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **scalars}.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        own = trained[int(index)]
+        of_each = isinstance(value, Tensor) and value.shape == own.shape  # others count steps
+        state.setdefault(int(index), {})[name] = part_like(value, own) if of_each else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

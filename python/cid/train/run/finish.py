@@ -25,7 +25,8 @@ def finish(run: Run, network: Network, predictor: nn.Module, trained: Trained | 
         InterruptedRunError: a signal came.
     """
     name = network.name
-    predictor = predictor.float().eval()  # whatever the precision in training, what leaves it is float32
+    # Whatever the precision in training, what leaves it is float32.
+    predictor = predictor.to(run.fabric.device).float().eval()
     folder = run.folder.network(name)
     run.ranks.of_first(lambda: save_network(run.folder.weights(name), predictor, run.describe(network.model)))
     result = score(run, network, predictor, trained)

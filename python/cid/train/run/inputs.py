@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cid._errors import ConfigError
 from cid.cache import TeacherCache
@@ -24,40 +19,11 @@ from cid.train.methods import registry
 from cid.train.models import InputSpec, build_model
 from cid.train.models.published import Start, some, start_from_published
 from cid.train.ranks import FEWEST, Ranks
-from cid.train.run.launch import launched
+from cid.train.run.fabric import is_sharding, make_fabric
 from cid.train.run.loggers import check_installed
 from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
 from cid.train.teachers import read_teacher
-
-
-def make_fabric(config: Config) -> Fabric:
-    """Fabric for one device, or for those of the processes that a launcher has started, one each.
-
-    Raises:
-        ConfigError: the device is unknown or not there, or can't do the precision.
-    """
-    kind, _, index = config.run.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdecimal()):
-        raise ConfigError(f"--device: got {config.run.device!r}, accepted: auto, cpu, cuda, cuda:N or mps")
-    processes = launched()
-    if index and processes is not None:
-        raise ConfigError(f"--device: got {config.run.device!r}, accepted: {kind}, as each process takes one by itself")
-    how: dict[str, Any] = {"devices": [int(index)] if index else 1}
-    if processes is not None:
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which greets from each process
-        # Some wait long for what the first rank does. Networks of other libraries may have parameters of no use here.
-        unused = ":" in config.models.student or ":" in config.models.teacher
-        ddp = DDPStrategy(timeout=timedelta(hours=12), find_unused_parameters=unused)
-        how = {"devices": processes.here, "num_nodes": processes.machines, "strategy": ddp}
-        how["plugins"] = TorchElasticEnvironment()
-    try:
-        fabric = Fabric(accelerator=kind, precision=config.run.precision, **how)  # type: ignore[arg-type]  # is checked
-    # Fabric has an exception of its own for each missing accelerator.
-    except Exception as error:
-        raise ConfigError(f"--device {config.run.device} --precision {config.run.precision}: {error}") from error
-    fabric.launch()
-    return fabric
 
 
 @contextmanager
@@ -84,6 +50,12 @@ def _check_ranks(config: Config, size: int) -> None:
             raise ConfigError(
                 f"--methods: got {name}, which keeps {kept} of each sample, accepted: in one process, which sees all"
             )
+        if config.run.shard and "auto" in dataclasses.asdict(config.method.options(name)).values():
+            raise ConfigError(
+                f"--shard: with --beta or --gamma auto of {name}, accepted: numbers, as a run without it finds them"
+            )
+    if config.run.shard and config.run.compile:
+        raise ConfigError("--shard: with --compile, accepted: either")
     parts = size * config.optim.accumulate
     if config.optim.batch_size < FEWEST * parts:
         raise ConfigError(
@@ -148,12 +120,17 @@ class Inputs:
         return dataclasses.replace(inputs, config=dataclasses.replace(config, data=views), cache=cache)
 
     @property
+    def home(self) -> torch.device:
+        """Where networks are before they are trained: on the device, but where this is to have a part of them alone."""
+        return torch.device("cpu") if is_sharding(self.fabric) else self.fabric.device
+
+    @property
     def teacher_is_trained(self) -> bool:
         """Whether the run trains its teacher: it does not where it was given one, whole."""
         return self.config.models.teacher_checkpoint is None and self.config.optim.teacher_epochs != 0
 
     def teacher(self, *, new_head: bool = False) -> Start:
-        """The teacher before the run, on the device: of a file, of published weights, or fresh.
+        """The teacher before the run, at `home`: of a file, of published weights, or fresh.
 
         Args:
             new_head: whether its classifying layer is to be trained, so that it may be of other classes.
@@ -182,7 +159,7 @@ class Inputs:
                 f"--teacher-epochs: got 0, accepted: at least 1, as {models.teacher} does not know the classes "
                 f"{', '.join(some(start.new))}; or train its classifying layer first, by cid finetune"
             )
-        start.network.to(self.fabric.device)
+        start.network.to(self.home)
         return start
 
     def with_networks_seen(self) -> Inputs:
@@ -200,7 +177,7 @@ class Inputs:
         return dataclasses.replace(self, said=tuple(said))
 
     def student(self) -> Start:
-        """A student before it is trained, on the device: fresh, or of published weights.
+        """A student before it is trained, at `home`: fresh, or of published weights.
 
         Raises:
             ConfigError: these can't be had.
@@ -210,7 +187,7 @@ class Inputs:
             start = self._published(models.student, None)
         else:
             start = Start(build_model(models.student, self.spec), self.data.classes, "")
-        start.network.to(self.fabric.device)
+        start.network.to(self.home)
         return start
 
     def _published(self, name: str, size: int | None) -> Start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -22,12 +23,14 @@ from cid.train.run.accumulation import micro_batches
 from cid.train.run.average import Average
 from cid.train.run.batch_norm import over_ranks
 from cid.train.run.checkpoint import Best, Checkpoint, Position
+from cid.train.run.fabric import is_sharding
 from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
 from cid.train.run.schedule import learning_rate, make_optimizer, set_learning_rate
 from cid.train.run.signals import StopRequest
 from cid.train.scoring import evaluate
 from cid.train.sections import OptimConfig
+from cid.train.sharding import whole
 
 # On another device than the CPU, looking at a loss waits for it.
 CHECK_EVERY = {"cpu": 1}
@@ -99,7 +102,7 @@ class Trainer:
         self._fabric = fabric
         self._ranks = batches.ranks
         self._job = job
-        self._training = training
+        self._whole = training
         self._batches = batches
         self._validation = validation
         self._observer = observer
@@ -108,8 +111,11 @@ class Trainer:
         if self._ranks.size > 1 and job.norms_over_ranks:
             over_ranks(training, fabric.device)
             training.keep_buffers()
+        # What is left in parts can't be made whole again, but its values can.
+        self._training = training = copy.deepcopy(training) if is_sharding(fabric) else training
+        self._wrapped = fabric.setup_module(training)
         optimizer = make_optimizer(training.param_groups(job.optim.weight_decay), job.optim)
-        self._wrapped, self._optimizer = fabric.setup(training, optimizer)
+        self._optimizer: Any = fabric.setup_optimizers(optimizer)
         self._average = None if job.ema is None else Average(training, job.ema)
         self._checkpoint = Checkpoint(
             job.folder / "checkpoint.safetensors",
@@ -150,8 +156,8 @@ class Trainer:
         best = position.best
         if best is None:
             raise RuntimeError(f"{self._job.name}: no epoch could be scored")
-        self._training.load_trained_state(best.state)
-        self._training.eval()
+        self._whole.load_trained_state(best.state)
+        self._whole.eval()
         return Trained(best.epoch, best.score[0], position.seconds)
 
     def _out_of_patience(self) -> bool:
@@ -250,8 +256,9 @@ class Trainer:
             if name not in gathered:
                 self._ranks.same(value)
         if self._average is not None:
-            for value in self._average.state().values():
-                self._ranks.same(value)
+            for name, value in self._average.state().items():
+                if name in buffers:
+                    self._ranks.same(value)
 
     def _score(self, losses: LossMonitor) -> dict[str, Any]:
         """The metrics of the epoch, which is kept if it is the best."""
@@ -263,7 +270,7 @@ class Trainer:
         ranking = (score.accuracy, -score.loss)
         better = self._job.last or position.best is None or ranking > position.best.score
         if training.scorable and better:
-            state = {key: value.detach().clone() for key, value in training.trained_state().items()}
+            state = {key: whole(value.detach()).clone() for key, value in training.trained_state().items()}
             position.best = Best(position.epoch, ranking, state)
         return {
             "epoch": position.epoch,

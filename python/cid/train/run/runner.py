@@ -292,12 +292,15 @@ def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
 
     def make() -> TeacherCache:
         folder = run.folder.path / "teacher-cache"
+        asked = teacher.to(run.fabric.device)
         with run.fabric.autocast():
-            return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
+            return make_cache(run.config, run.data, asked, folder, dtype="float32", top_k=None, progress=shard_done)
 
     if run.ranks.size > 1:
         run.ranks.of_first(lambda: make() and None)  # then each opens what is there
-    return make()
+    cache = make()
+    teacher.to(run.inputs.home)
+    return cache
 
 
 def write_table_and_curves(folder: RunFolder, results: list[Result]) -> None:
@@ -316,13 +319,13 @@ def prepare_teacher(run: Run) -> nn.Module:
     optim = config.optim
     teacher = Network(TEACHER, config.run.seeds[0], config.models.teacher, optim.teacher_epochs or optim.epochs)
     if run.folder.is_done(TEACHER):
-        return read_network_for(run.folder.weights(TEACHER), run.data).to(run.fabric.device)
+        return read_network_for(run.folder.weights(TEACHER), run.data).to(run.inputs.home)
     torch.manual_seed(teacher.seed)
     network = run.inputs.teacher().network
     training = Training(Labels(), run.ingredients(network, None))
     trained = run.train(teacher, training) if run.inputs.teacher_is_trained else None
     finish(run, teacher, training.predictor(), trained)
-    return network.eval()
+    return network.to(run.inputs.home).eval()
 
 
 def train_student(run: Run, teacher: nn.Module, method: str, seed: int) -> None:

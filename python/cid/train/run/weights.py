@@ -151,7 +151,7 @@ class RunLab:
         run, full_name, seed = self.run, f"{self.name}-{name}", mix_seed(self.seed, *name.encode())
         split = self._part(index)
         torch.manual_seed(seed)
-        network = build_model(model, run.spec).to(run.fabric.device)
+        network = build_model(model, run.spec).to(run.inputs.home)
         training = Training(Labels(), run.ingredients(network, None, split))
         run.seed(mix_seed(seed, 1))
         trained = run.fit(
@@ -167,7 +167,8 @@ class RunLab:
             f"{model}, {len(split):,} samples, accuracy {trained.validation:.2%} (validation), {trained.seconds:.1f} s",
         )
         run.stop_if_asked(full_name)
-        return training.predictor().float().eval()  # as what leaves a student's training
+        # As what leaves a student's training.
+        return training.predictor().to(run.fabric.device).float().eval()
 
     def logits(self, network: nn.Module, index: Tensor | None = None) -> Tensor:
         """Of the training samples."""

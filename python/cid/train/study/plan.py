@@ -37,6 +37,7 @@ PLACES = {
         "devices",
         "sync_batchnorm",
         "local_pairs",
+        "shard",
         "threads",
         "compile",
         "checkpoint_every",
