@@ -27,6 +27,7 @@ from cid.train.ship import command as predict
 from cid.train.study import command as study
 
 SECONDS_FOR_OTHERS = 3.0
+SECONDS_FOR_LAUNCHER = 60.0  # our own, which ends all that it started, and says why
 Subparsers = Any  # argparse's own class for this is private
 
 
@@ -56,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(f'{package} is missing: pip install "cid-distill[{EXTRAS[package]}]"', 2)
     except RuntimeError as error:
-        from cid.train.run.launch import is_of_another
+        from cid.train.run.launch import has_launcher, is_of_another
 
         if not is_of_another(error):
             raise
-        time.sleep(SECONDS_FOR_OTHERS)  # in which this one is ended, too, unless it is on another machine
+        # In which this one is ended, too, unless that was on another machine.
+        time.sleep(SECONDS_FOR_LAUNCHER if has_launcher() else SECONDS_FOR_OTHERS)
         return _fail("another process of the run has ended", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

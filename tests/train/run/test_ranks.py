@@ -19,8 +19,12 @@ from cid import cli
 from cid._errors import ConfigError, InterruptedRunError, RunError
 from cid.train.files import read_json_lines, read_tensors
 from cid.train.ranks import Ranks
+from cid.train.run import runner
 from cid.train.run.batch_norm import over_ranks
 from tests.processes import in_ranks, join_gloo
+
+# What every process of a run imports, once for all that are forked.
+IMPORTED = [runner, *(pytest.importorskip(name) for name in ("rich", "sklearn.datasets"))]
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 
@@ -305,6 +309,13 @@ def test_a_layer_that_normalises_in_a_way_of_its_own_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"^--sync-batchnorm: the network normalises batches by Own, accepted"):
         over_ranks(nn.Sequential(Own(3)), torch.device("cpu"))
+
+
+def test_fabric_brings_no_torchmetrics() -> None:
+    """Where it is installed it takes longer to import than all else of a run."""
+    code = "import sys, cid.train.run.runner; print([n for n in ('torchmetrics', 'torchvision') if n in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("error", [InterruptedRunError("cid-seed0", 15), ConfigError("--lr: got 1")])

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
-
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.plugins.precision.double import DoublePrecision
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-from lightning_fabric.strategies.strategy import Strategy
 
 from cid._errors import ConfigError
 from cid.train.config import Config
 from cid.train.run.launch import Launched, launched
 from cid.train.sharding import shard
+
+__all__ = ["Fabric", "is_sharding", "make_fabric"]
+
+
+@contextmanager
+def version_alone(package: str) -> Iterator[None]:
+    """Within it a package that was not imported yet has a version, for those who look at nothing else."""
+    try:
+        version = None if package in sys.modules else importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    if version is None:
+        yield
+        return
+    stand_in = sys.modules[package] = ModuleType(package)
+    stand_in.__version__ = version  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# Fabric rather than Accelerate: it needs less around it (no client of a model hub), and of a training loop it takes
+# only what we want to give away: device, precision, launch and distributed backward. The loop stays readable.
+# Fabric looks at the version of torchmetrics, which brings all of torchvision, SciPy and Transformers: twice as much as
+# all else that a run imports.
+with version_alone("torchmetrics"):
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning_fabric.plugins.precision.double import DoublePrecision
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+    from lightning_fabric.strategies.strategy import Strategy
 
 
 def make_fabric(config: Config) -> Fabric:

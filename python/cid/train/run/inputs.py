@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 
 from cid._errors import ConfigError
 from cid.cache import TeacherCache
@@ -19,7 +18,8 @@ from cid.train.methods import registry
 from cid.train.models import InputSpec, build_model
 from cid.train.models.published import Start, some, start_from_published
 from cid.train.ranks import FEWEST, Ranks
-from cid.train.run.fabric import is_sharding, make_fabric
+from cid.train.run.fabric import Fabric, is_sharding, make_fabric
+from cid.train.run.launch import launched
 from cid.train.run.loggers import check_installed
 from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
@@ -37,13 +37,13 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_ranks(config: Config, size: int) -> None:
+def _check_ranks(config: Config) -> None:
     """Refuses what several processes can't do.
 
     Raises:
         ConfigError: names it.
     """
-    if size == 1:
+    if (processes := launched()) is None:
         return
     for name in config.method.methods:
         if kept := registry()[name].keeps:
@@ -56,7 +56,7 @@ def _check_ranks(config: Config, size: int) -> None:
             )
     if config.run.shard and config.run.compile:
         raise ConfigError("--shard: with --compile, accepted: either")
-    parts = size * config.optim.accumulate
+    parts = processes.machines * processes.here * config.optim.accumulate
     if config.optim.batch_size < FEWEST * parts:
         raise ConfigError(
             f"--batch-size: got {config.optim.batch_size} for {parts} parts of a batch, accepted: at least "
@@ -98,9 +98,9 @@ class Inputs:
             CheckpointError: the cache, or the teacher's weights for it, are missing, damaged, or don't fit.
         """
         check_installed(config.run.logger)
+        _check_ranks(config)  # before they meet: one that is refused leaves no other waiting
         measured = config.run.precision == "auto"
         fabric = make_fabric(_with_precision(config, FULL) if measured else config)
-        _check_ranks(config, fabric.world_size)
         inputs = cls(config, fabric, load_dataset(config.data).to(fabric.device))
         weightings = [config.method.options(method).weighting() for method in config.method.methods]
         others = [name for weighting in weightings if weighting is not None for name in weighting.models()]

@@ -43,6 +43,11 @@ def _end_with(launcher: int) -> None:
     os._exit(1)
 
 
+def has_launcher() -> bool:
+    """Whether this process is one of `launch`."""
+    return LAUNCHER in os.environ
+
+
 def is_of_another(error: RuntimeError) -> bool:
     """Whether an error says that another process of the run is gone."""
     return launched() is not None and (isinstance(error, dist.DistError) or "gloo" in str(error))

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Fabric rather than Accelerate: it needs less around it (no client of a model hub), and of a training loop it takes
-# only what we want to give away: device, precision, launch and distributed backward. The loop stays readable here.
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from cid._errors import InterruptedRunError, NonFiniteError
@@ -23,7 +20,7 @@ from cid.train.run.accumulation import micro_batches
 from cid.train.run.average import Average
 from cid.train.run.batch_norm import over_ranks
 from cid.train.run.checkpoint import Best, Checkpoint, Position
-from cid.train.run.fabric import is_sharding
+from cid.train.run.fabric import Fabric, is_sharding
 from cid.train.run.monitor import LossMonitor
 from cid.train.run.progress import Observer
 from cid.train.run.schedule import learning_rate, make_optimizer, set_learning_rate
