@@ -27,7 +27,7 @@ from cid.train.ship import command as predict
 from cid.train.study import command as study
 
 SECONDS_FOR_OTHERS = 3.0
-SECONDS_FOR_LAUNCHER = 60.0  # our own, which ends all that it started, and says why
+SECONDS_FOR_LAUNCHER = 20.0  # our own, which ends all that it started, and says why
 Subparsers = Any  # argparse's own class for this is private
 
 
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # In which this one is ended, too, unless that was on another machine.
         time.sleep(SECONDS_FOR_LAUNCHER if has_launcher() else SECONDS_FOR_OTHERS)
-        return _fail("another process of the run has ended", 1)
+        why = str(error).partition("\n")[0]
+        return _fail(f"another process of the run has ended, or can't be reached: {why}", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)

@@ -45,6 +45,11 @@ def shard(training: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return training
 
 
+def scalar_parameters(network: nn.Module) -> list[str]:
+    """The names of those that can't be divided."""
+    return [name for name, parameter in network.named_parameters() if not parameter.dim()]
+
+
 def _lay_out_for_parts(module: nn.Module) -> None:
     """Makes parameters contiguous, as they have to be; maps that channels-last ones made so become so by themselves."""
     for parameter in module.parameters(recurse=False):

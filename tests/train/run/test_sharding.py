@@ -71,7 +71,7 @@ def test_a_sharded_run_in_bfloat16(tmp_path: Path) -> None:
     [
         (["--methods", "cid", "--beta", "auto"], "--shard: with --beta or --gamma auto of cid, accepted: numbers"),
         (["--compile"], "--shard: with --compile, accepted: either"),
-        (["--precision", "16-mixed"], "does not support"),
+        (["--precision", "16-mixed"], "--shard: with --precision 16-mixed, accepted: bf16-mixed, 32-true"),
     ],
 )
 def test_what_goes_with_no_shards(options: list[str], message: str, tmp_path: Path) -> None:
@@ -144,9 +144,25 @@ def scalar(rank: int, folder: Path) -> None:
     join_gloo(folder, rank, 2)
     network: Any = nn.Linear(2, 2)
     network.scale = nn.Parameter(torch.ones(()))
+    assert sharding.scalar_parameters(network) == ["scale"]
     with pytest.raises(ConfigError, match=r"^--shard: .*scalar"):
         sharding.shard(network, init_device_mesh("cpu", (2,)))
 
 
 def test_what_can_not_be_divided_is_refused(tmp_path: Path) -> None:
     in_ranks(2, scalar, tmp_path)
+
+
+def test_it_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(name: str, *_: Any, **__: Any) -> nn.Module:
+        network: Any = nn.Linear(2, 2)
+        network.scale = nn.Parameter(torch.ones(()))
+        return network  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("cid.train.run.inputs.is_sharding", lambda _: True)
+    monkeypatch.setattr("cid.train.run.inputs.build_model", build)
+    assert run("--out", tmp_path / "run") == 2
+    assert "--shard: cnn-2 has parameters that are one number (scale), accepted: of one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

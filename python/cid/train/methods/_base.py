@@ -99,6 +99,10 @@ class Method:
         """The options that decide what becomes of a network, by name: those that others make void are left out."""
         return dataclasses.asdict(self)
 
+    def chooses_weights(self) -> bool:
+        """Whether, of complete options, some are chosen by the gradients of the first batches, of whole parameters."""
+        return False
+
     def note(self) -> str:
         """What a reader of the training curves has to know, in a sentence; else empty."""
         return ""

@@ -74,6 +74,10 @@ class PairWeighted(Method):
             raise ValueError("beta, gamma: got None, accepted: complete options")
         return self.beta if "sample" in self.terms else 0.0, self.gamma if "class" in self.terms else 0.0
 
+    def chooses_weights(self) -> bool:
+        """Where a weight that its loss has is "auto"."""
+        return AUTO in self.weights()
+
     def balance(self, training: Training) -> Balance | None:
         """What chooses the weights that are "auto"; None where both are given."""
         raise NotImplementedError

@@ -87,7 +87,8 @@ class Checkpoint:
         tensors = {f"method.{key}": value for key, value in state.items()} | optimizer_tensors
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in self.average.state().items()}
-        tensors = {key: whole(value) for key, value in tensors.items()}
+        made_whole = ((key, whole(value)) for key, value in tensors.items())  # by all, and kept by the one that writes
+        tensors = {key: value for key, value in made_whole if self.ranks.first}
         random = self.ranks.every(_random_state(self.device))
         self.ranks.of_first(lambda: self._write(position, tensors, optimizer_scalars, random))
 
@@ -148,7 +149,7 @@ class Checkpoint:
                 best=best and Best(best["epoch"], tuple(best["score"]), _part(tensors, "best.")),
             )
             self._set_random_state(_part(tensors, "random."))
-        except (RuntimeError, KeyError, TypeError) as error:
+        except (RuntimeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{self.path}: does not fit this run: {error}") from error
         return position
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from cid._errors import ConfigError
 from cid.cache import TeacherCache
@@ -23,7 +24,11 @@ from cid.train.run.launch import launched
 from cid.train.run.loggers import check_installed
 from cid.train.run.precision import FULL, measured_precision
 from cid.train.run.teacher_cache import open_cache
+from cid.train.sharding import scalar_parameters
 from cid.train.teachers import read_teacher
+
+# A scaler would look at each part by itself; and what is measured are whole networks.
+UNSHARDED_PRECISIONS = ("16-mixed", "auto")
 
 
 @contextmanager
@@ -50,12 +55,14 @@ def _check_ranks(config: Config) -> None:
             raise ConfigError(
                 f"--methods: got {name}, which keeps {kept} of each sample, accepted: in one process, which sees all"
             )
-        if config.run.shard and "auto" in dataclasses.asdict(config.method.options(name)).values():
+        if config.run.shard and config.method.options(name).chooses_weights():
             raise ConfigError(
                 f"--shard: with --beta or --gamma auto of {name}, accepted: numbers, as a run without it finds them"
             )
     if config.run.shard and config.run.compile:
         raise ConfigError("--shard: with --compile, accepted: either")
+    if config.run.shard and config.run.precision in UNSHARDED_PRECISIONS:
+        raise ConfigError(f"--shard: with --precision {config.run.precision}, accepted: bf16-mixed, 32-true and others")
     parts = processes.machines * processes.here * config.optim.accumulate
     if config.optim.batch_size < FEWEST * parts:
         raise ConfigError(
@@ -105,9 +112,10 @@ class Inputs:
         weightings = [config.method.options(method).weighting() for method in config.method.methods]
         others = [name for weighting in weightings if weighting is not None for name in weighting.models()]
         for name in dict.fromkeys((config.models.student, *others)):
-            build_model(name, inputs.spec)
+            inputs.check(name, build_model(name, inputs.spec))
         if config.models.teacher_checkpoint is None:
-            build_model(config.models.teacher, inputs.spec, size=config.models.teacher_size)
+            teacher = config.models.teacher
+            inputs.check(teacher, build_model(teacher, inputs.spec, size=config.models.teacher_size))
         if measured:
             with cpu_threads(config.run.threads):
                 measured_as = inputs.ranks.of_first(lambda: measured_precision(config, inputs.spec, fabric.device))
@@ -118,6 +126,18 @@ class Inputs:
         cache = open_cache(config, inputs.data, inputs.teacher().network.eval())
         views = dataclasses.replace(config.data, views=cache.layout.views)
         return dataclasses.replace(inputs, config=dataclasses.replace(config, data=views), cache=cache)
+
+    def check(self, name: str, network: nn.Module) -> None:
+        """Refuses a network that can't be trained as the run is to.
+
+        Raises:
+            ConfigError: names it.
+        """
+        if is_sharding(self.fabric) and (scalars := scalar_parameters(network)):
+            raise ConfigError(
+                f"--shard: {name} has parameters that are one number ({', '.join(scalars)}), accepted: of one "
+                "dimension or more"
+            )
 
     @property
     def home(self) -> torch.device:

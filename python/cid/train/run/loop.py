@@ -267,7 +267,7 @@ class Trainer:
         ranking = (score.accuracy, -score.loss)
         better = self._job.last or position.best is None or ranking > position.best.score
         if training.scorable and better:
-            state = {key: whole(value.detach()).clone() for key, value in training.trained_state().items()}
+            state = {key: whole(value.detach().clone()) for key, value in training.trained_state().items()}
             position.best = Best(position.epoch, ranking, state)
         return {
             "epoch": position.epoch,
