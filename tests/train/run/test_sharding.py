@@ -159,7 +159,7 @@ def test_it_is_refused_before_the_run(
     def build(name: str, *_: Any, **__: Any) -> nn.Module:
         network: Any = nn.Linear(2, 2)
         network.scale = nn.Parameter(torch.ones(()))
-        return network  # type: ignore[no-any-return]
+        return network
 
     monkeypatch.setattr("cid.train.run.inputs.is_sharding", lambda _: True)
     monkeypatch.setattr("cid.train.run.inputs.build_model", build)
