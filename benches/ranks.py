@@ -59,22 +59,26 @@ def make(kind: str, teacher: str, student: str) -> tuple[cid.Distiller, nn.Modul
     return distiller, distiller if kind == "apart" else DistributedDataParallel(distiller)
 
 
-def stepper(kind: str, options: argparse.Namespace) -> tuple[cid.Distiller, Callable[[Tensor, Tensor], int]]:
+def stepper(
+    kind: str, options: argparse.Namespace
+) -> tuple[cid.Distiller, Callable[[Tensor, Tensor], None], Callable[[], int]]:
+    """A distiller, its step, and how many bytes of parameters, gradients and momentum a rank has after it."""
     distiller, wrapped = make(kind, options.teacher, options.student)
     optimizer = torch.optim.SGD(distiller.param_groups(5e-4), lr=0.01, momentum=0.9, nesterov=True)
 
-    def step(x: Tensor, y: Tensor) -> int:
-        """Returns how many bytes of parameters, gradients and momentum a rank has after it."""
+    def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
         wrapped(x, y).loss.backward()
         optimizer.step()
+
+    def kept() -> int:
         parameters = list(distiller.parameters())
         momentum = [value for state in optimizer.state.values() for value in state.values()]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        kept = [value for value in (*parameters, *gradients, *momentum) if isinstance(value, Tensor)]
-        return sum(own_part(value.detach()).nbytes for value in kept)
+        values = [value for value in (*parameters, *gradients, *momentum) if isinstance(value, Tensor)]
+        return sum(own_part(value.detach()).nbytes for value in values)
 
-    return distiller, step
+    return distiller, step, kept
 
 
 def work(rank: int, port: int, options: argparse.Namespace) -> None:
@@ -84,19 +88,19 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(rank)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     processor: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    kept: dict[str, int] = {}
     for round_ in range(options.rounds + 1):
-        for kind, (_, step) in steppers.items():
+        for kind, (_, step, _) in steppers.items():
             x = torch.randn(options.batch, 3, 32, 32, generator=generator)
             y = torch.randint(CLASSES, (options.batch,), generator=generator)
             dist.barrier()
             began, used = time.perf_counter(), time.process_time()
-            kept[kind] = step(x, y)
+            step(x, y)
             dist.barrier()  # a step lasts until the slowest rank has done it
             if round_:
                 seconds[kind].append(time.perf_counter() - began)
                 processor[kind].append(time.process_time() - used)
     if rank == 0:
+        kept = {kind: bytes_kept() for kind, (_, _, bytes_kept) in steppers.items()}
         across = steppers["one batch"][0].criterion.across
         assert across is not None
         report(options, seconds, processor, kept, across.received, steppers["apart"][0])

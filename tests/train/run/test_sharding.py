@@ -21,9 +21,18 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of P
 def sharded(rank: int, options: list[str], code: int = 0, step: int | None = None) -> None:
     """A run whose small layers are blocks; it ends with `code`."""
     sharding.SMALLEST_BLOCK = 20
+    blocks, counts = sharding.blocks, list[int]()
+
+    def counted(training: nn.Module, smallest: int) -> list[nn.Module]:
+        found = blocks(training, smallest)
+        counts.append(len(found))
+        return found
+
+    sharding.blocks = counted
     if step is not None:
         stop_after(step)
     assert cli.main(options) == code
+    assert min(counts) > 1
 
 
 def test_a_sharded_run_is_that_of_one_process(tmp_path: Path) -> None:

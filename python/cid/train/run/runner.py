@@ -292,10 +292,10 @@ def keep_outputs(run: Run, teacher: nn.Module) -> TeacherCache:
 
     def make() -> TeacherCache:
         folder = run.folder.path / "teacher-cache"
-        asked = teacher.to(run.fabric.device)
         with run.fabric.autocast():
-            return make_cache(run.config, run.data, asked, folder, dtype="float32", top_k=None, progress=shard_done)
+            return make_cache(run.config, run.data, teacher, folder, dtype="float32", top_k=None, progress=shard_done)
 
+    teacher.to(run.fabric.device)
     if run.ranks.size > 1:
         run.ranks.of_first(lambda: make() and None)  # then each opens what is there
     cache = make()
